@@ -1,0 +1,75 @@
+"""Inverse roots on the numerical range only: directions without signal are left out instead of amplified."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from shampoo_fn.roots.eigh import eigendecomposition
+from shampoo_fn.roots.residual import probe_vectors, residual
+from shampoo_fn.roots.ridge import add_ridge, power_of_two_above
+from shampoo_fn.roots.solver import Roots, Solver, check_dtype
+from shampoo_fn.validate import require
+
+
+@dataclass(frozen=True)
+class PseudoInverse(Solver):
+    """Inverse roots of the eigenvalues above a cutoff, zero for the rest.
+
+    `X = sum over w_i > c of w_i^(-e) q_i q_i^T` with `c = rank_tolerance * w_max`, after the ridge (none by default; a boost
+    after a failed root raises the cutoff). A zero matrix gives the identity. Matrices [batch, n, n], work in `dtype`.
+    """
+
+    relative_epsilon: float = 0.0
+    rank_tolerance: float = 1e-6
+    dtype: torch.dtype | None = torch.float64
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_dtype(self.dtype)
+        require(0.0 < self.rank_tolerance < 1.0, "rank_tolerance", self.rank_tolerance, "a number in (0, 1)")
+
+    def __call__(self, matrices: Tensor, exponent: float, boost: Tensor | None = None) -> Roots:
+        problem = add_ridge(
+            matrices.to(self.dtype or matrices.dtype), relative_epsilon=self.relative_epsilon, epsilon=self.epsilon
+        )
+        eigenvalues, eigenvectors = eigendecomposition(problem.matrices)
+        cutoff = self._cutoff(eigenvalues[:, -1:], boost)
+        kept = eigenvalues > cutoff
+        powers = torch.where(kept, torch.where(kept, eigenvalues, 1.0).pow(-exponent / 2), 0.0)
+        half = eigenvectors * powers[:, None, :]
+        scaled = half @ half.mT
+        # the residual of the kept part alone: on the rest, put the identity into both the matrix and its root
+        lost = torch.where(kept, 0.0, 1.0)[:, None, :] * eigenvectors
+        complement = lost @ lost.mT
+        inside = eigenvectors * torch.where(kept, 1.0, 0.0)[:, None, :]
+        projected = inside @ (inside.mT @ problem.matrices @ inside) @ inside.mT
+        residuals = residual(scaled + complement, projected + complement, exponent)
+        residuals = torch.maximum(residuals, _decomposition_error(problem.matrices, eigenvalues, eigenvectors))
+        roots = (scaled * problem.scale.pow(-exponent)[:, None, None]).to(matrices.dtype)
+        good = problem.finite & residuals.isfinite() & roots.isfinite().all(-1).all(-1)
+        identity = torch.eye(roots.shape[-1], dtype=roots.dtype, device=roots.device)
+        return Roots(torch.where(good[:, None, None], roots, identity), torch.where(good, residuals, torch.inf))
+
+    def diagonal(self, diagonals: Tensor, exponent: float, boost: Tensor | None = None) -> Tensor:
+        scale = power_of_two_above(diagonals.amax(-1))[:, None]
+        scaled = diagonals / scale
+        largest = scaled.amax(-1, keepdim=True)
+        shifted = scaled + self.relative_epsilon * largest + self.epsilon / scale
+        kept = shifted > self._cutoff(shifted.amax(-1, keepdim=True), boost)
+        powers = torch.where(kept, torch.where(kept, shifted, 1.0).pow(-exponent), 0.0)
+        return torch.where(largest > 0, powers * scale.pow(-exponent), 1.0)
+
+    def _cutoff(self, largest: Tensor, boost: Tensor | None) -> Tensor:
+        cutoff = self.rank_tolerance * largest
+        return cutoff if boost is None else cutoff * boost.to(cutoff.dtype)[:, None]
+
+
+def _decomposition_error(matrices: Tensor, eigenvalues: Tensor, eigenvectors: Tensor) -> Tensor:
+    """`||A V - Q diag(w) Q^T V|| / (||A|| ||V||)` [batch]: catches a matrix that is not symmetric or did not converge."""
+    probes = probe_vectors(matrices.shape[-1], matrices.dtype, matrices.device)
+    rebuilt = eigenvectors @ (eigenvalues[:, :, None] * (eigenvectors.mT @ probes))
+    error = torch.linalg.vector_norm(matrices @ probes - rebuilt, dim=(-2, -1)) / torch.linalg.vector_norm(probes)
+    negative = (-eigenvalues[:, 0]).clamp_min(0)  # an indefinite matrix has no root at all
+    error = torch.maximum(error, negative) / eigenvalues[:, -1].abs().clamp_min(torch.finfo(matrices.dtype).tiny)
+    return torch.where(error.isfinite(), error, torch.inf)

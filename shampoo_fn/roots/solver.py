@@ -1,0 +1,58 @@
+"""What every inverse-root solver is: `solver(matrices, exponent) -> (roots, residuals)`."""
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from shampoo_fn.validate import require
+
+
+class Roots(NamedTuple):
+    """Inverse roots with the evidence that they are roots."""
+
+    roots: Tensor  # [batch, n, n], dtype of the matrices given
+    residuals: Tensor  # [batch], relative, see `residual.py`; infinite where no root was found
+
+
+@dataclass(frozen=True)
+class Solver(ABC):
+    """Inverse roots `(A + ridge I)^(-e)` of a batch of symmetric positive semi-definite matrices.
+
+    `ridge = relative_epsilon * s(A) + epsilon` with `s(A) = min(||A||_F, ||A||_inf)`, both times the matrix's `boost`.
+    A solver never raises on the values of its input and never returns anything non-finite: what it could not solve has an
+    infinite residual, and its root is the identity. Two calls on one device give the same bits.
+    """
+
+    relative_epsilon: float = 1e-6
+    epsilon: float = 0.0
+
+    def __post_init__(self) -> None:
+        for field in ("relative_epsilon", "epsilon"):
+            value = getattr(self, field)
+            require(0.0 <= value < float("inf"), field, value, "a finite number >= 0")
+
+    @abstractmethod
+    def __call__(self, matrices: Tensor, exponent: float, boost: Tensor | None = None) -> Roots:
+        """Roots of `matrices` [batch, n, n] for `exponent` in (0, 1]; `boost` [batch] multiplies each ridge."""
+
+    @abstractmethod
+    def diagonal(self, diagonals: Tensor, exponent: float, boost: Tensor | None = None) -> Tensor:
+        """The same root for diagonal matrices, given and returned as their diagonals [batch, n]."""
+
+    @property
+    def differentiable(self) -> bool:
+        """Whether autograd through this solver gives the exact first derivative."""
+        return False
+
+
+def check_dtype(dtype: torch.dtype | None) -> None:
+    """Refuse a working dtype in which no eigendecomposition or iteration converges."""
+    require(dtype in (None, torch.float32, torch.float64), "dtype", dtype, "torch.float32, torch.float64 or None")
+
+
+def wide_dtype(tensor: Tensor) -> torch.dtype:
+    """float64 where the tensor's device has it: everywhere but on Apple's."""
+    return torch.float32 if tensor.device.type == "mps" else torch.float64

@@ -1,0 +1,32 @@
+"""Whether values can be read: not while torch.compile or a torch.func transform traces the program."""
+
+from collections.abc import Callable
+from typing import ParamSpec, TypeVar
+
+import torch
+from torch import Tensor
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+def is_traced(tensor: Tensor) -> bool:
+    """True inside `torch.compile`, and for a tensor wrapped by `vmap`, `grad`, `jvp` or `functionalize`."""
+    # torch.func has no public query for this; this one has had its name and meaning since torch 2.0
+    return torch.compiler.is_compiling() or torch._C._functorch.is_functorch_wrapped_tensor(tensor)
+
+
+def fixed(value: float) -> float:
+    """`value` itself, for `torch.compile` a constant that is guarded on.
+
+    A Python float that differs between two calls of the same code becomes a symbol to the compiler, of which no table can be
+    computed. Its exact ratio is a question that only a number answers.
+    """
+    numerator, denominator = value.as_integer_ratio()
+    return numerator / denominator
+
+
+def constant_result(function: Callable[P, R]) -> Callable[P, R]:
+    """A function of Python numbers that `torch.compile` calls at once and whose result it keeps as a constant."""
+    marked: Callable[P, R] = torch.compiler.assume_constant_result(function)
+    return marked

@@ -1,0 +1,69 @@
+"""State is nested named tuples and dicts of tensors; these few functions are all that the package asks of a tree."""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from torch import Tensor
+
+Tree = Any  # Tensor | tuple of trees (named or not) | dict[str, Tree]
+
+
+def map_tree(function: Callable[..., Any], tree: Tree, *others: Tree) -> Tree:
+    """Apply `function` to each tensor of `tree`, and to the tensors at the same places of `others`."""
+    if isinstance(tree, Tensor):
+        return function(tree, *others)
+    if isinstance(tree, dict):
+        return {key: map_tree(function, value, *(other[key] for other in others)) for key, value in tree.items()}
+    mapped = [map_tree(function, *values) for values in zip(tree, *others, strict=True)]
+    return type(tree)(*mapped) if hasattr(tree, "_fields") else tuple(mapped)
+
+
+def flatten(tree: Tree, prefix: str = "") -> dict[str, Tensor]:
+    """The tensors of `tree` keyed by dotted path: `{"links.momentum.velocity": tensor, ...}`."""
+    if isinstance(tree, Tensor):
+        return {prefix: tree}
+    flat = {}
+    for key, value in _children(tree).items():
+        flat.update(flatten(value, f"{prefix}.{key}" if prefix else key))
+    return flat
+
+
+def unflatten(like: Tree, flat: Mapping[str, Tensor], prefix: str = "") -> Tree:
+    """The inverse of `flatten`: a tree of the structure of `like` with the tensors of `flat`; KeyError names a missing path."""
+    if isinstance(like, Tensor):
+        return flat[prefix]
+    built = {k: unflatten(v, flat, f"{prefix}.{k}" if prefix else k) for k, v in _children(like).items()}
+    if isinstance(like, dict):
+        return built
+    return type(like)(*built.values()) if hasattr(like, "_fields") else tuple(built.values())
+
+
+def changes(old: Tree, new: Tree) -> dict[str, Tree]:
+    """The leaves of `new` that are not those of `old`, as nested dicts; equal structures, compared by identity."""
+    found: dict[str, Tree] = {}
+    for key, value in _children(new).items():
+        before = old[key] if isinstance(old, dict) else getattr(old, key)
+        if value is before:
+            continue
+        if isinstance(value, Tensor):
+            found[key] = value
+        else:
+            below = changes(before, value)
+            if below:
+                found[key] = below
+    return found
+
+
+def changed(tree: Tree, new: Mapping[str, Tree], write: Callable[[Tensor, Tensor], Tensor]) -> Tree:
+    """`tree` with `write(leaf, new leaf)` at each place in `new`, a result of `changes`."""
+    if isinstance(tree, Tensor):
+        return write(tree, new)  # type: ignore[arg-type]
+    children = _children(tree)
+    values = {key: changed(children[key], value, write) for key, value in new.items()}
+    return tree | values if isinstance(tree, dict) else tree._replace(**values)
+
+
+def _children(tree: Tree) -> dict[str, Tree]:
+    if isinstance(tree, dict):
+        return tree
+    return dict(zip(getattr(tree, "_fields", map(str, range(len(tree)))), tree, strict=True))
