@@ -1,0 +1,101 @@
+"""A choice of transform per parameter, by its name and shape."""
+
+import re
+from dataclasses import dataclass
+from typing import NoReturn
+
+from torch import Tensor
+
+from shampoo_fn.chain import Chain
+from shampoo_fn.transform import Clock, Transform
+from shampoo_fn.tree import Tree
+from shampoo_fn.validate import require
+
+
+@dataclass(frozen=True)
+class When:
+    """Use `transform` for a parameter that meets every condition given.
+
+    `name` is a glob over the whole dotted name (`*` any characters, `?` one), or several of which one must match; `order` the
+    number of dimensions after merging, or several; `larger_than` demands a merged dimension greater than it.
+    """
+
+    transform: Transform
+    name: str | tuple[str, ...] = "*"
+    order: int | tuple[int, ...] | None = None
+    larger_than: int | None = None
+
+    def __post_init__(self) -> None:
+        require(isinstance(self.transform, Transform), "transform", self.transform, "a Transform")
+        names = (self.name,) if isinstance(self.name, str) else self.name
+        proper = isinstance(names, tuple) and all(isinstance(name, str) for name in names)
+        require(proper, "name", self.name, "a glob such as '*embed*', or a tuple of globs")
+
+    def matches(self, name: str, shape: tuple[int, ...]) -> bool:
+        """Whether the parameter of this name and merged shape meets every condition."""
+        names = (self.name,) if isinstance(self.name, str) else self.name
+        orders = (self.order,) if isinstance(self.order, int) else self.order
+        return (
+            any(matches_glob(glob, name) for glob in names)
+            and (orders is None or len(shape) in orders)
+            and (self.larger_than is None or max(shape, default=0) > self.larger_than)
+        )
+
+
+@dataclass(frozen=True)
+class ByShape(Transform):
+    """The transform of the first rule that matches a parameter, `default` where none does.
+
+    It is resolved by `select` before anything runs, per parameter, and so is never called itself.
+    """
+
+    default: Transform
+    rules: tuple[When, ...] = ()
+
+    def __post_init__(self) -> None:
+        require(isinstance(self.default, Transform), "default", self.default, "a Transform")
+        proper = isinstance(self.rules, tuple) and all(isinstance(rule, When) for rule in self.rules)
+        require(proper, "rules", self.rules, "a tuple of When(transform, name=..., order=...)")
+
+    def select(self, name: str, shape: tuple[int, ...]) -> Transform:
+        for rule in self.rules:
+            if rule.matches(name, shape):
+                return rule.transform.select(name, shape)
+        return self.default.select(name, shape)
+
+    def init(self, param: Tensor) -> NoReturn:
+        raise TypeError("ByShape stands for several transforms: call select(name, shape) first, as init_state does")
+
+    def update(self, update: Tensor, state: Tree, param: Tensor | None, clock: Clock) -> NoReturn:
+        raise TypeError("ByShape stands for several transforms: call select(name, shape) first, as update does")
+
+    @property
+    def alternatives(self) -> tuple[Transform, ...]:
+        return (self.default, *(rule.transform for rule in self.rules))
+
+    @property
+    def reads_params(self) -> bool:
+        return any(transform.reads_params for transform in self.alternatives)
+
+    @property
+    def reads_norms(self) -> bool:
+        return any(transform.reads_norms for transform in self.alternatives)
+
+    @property
+    def has_statistics(self) -> bool:
+        return any(transform.has_statistics for transform in self.alternatives)
+
+
+def same(left: Transform, right: Transform) -> bool:
+    """Whether two selections are the same transforms: by identity, since hyper-parameters may be tensors."""
+    if isinstance(left, Chain) and isinstance(right, Chain):
+        return len(left.links) == len(right.links) and all(
+            name == other and same(link, twin) for (name, link), (other, twin) in zip(left.links, right.links, strict=True)
+        )
+    return left is right
+
+
+def matches_glob(glob: str, name: str) -> bool:
+    """fnmatch.fnmatchcase without its cache and character classes: it must run inside torch.compile's tracer."""
+    pattern = ".*".join(".".join(re.escape(part) for part in piece.split("?")) for piece in glob.split("*"))
+    return re.fullmatch(pattern, name) is not None

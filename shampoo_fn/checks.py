@@ -1,0 +1,110 @@
+"""What can be wrong about a call, said by name before anything is computed."""
+
+from collections.abc import Collection, Mapping
+
+import torch
+from torch import Tensor
+
+from shampoo_fn.config import Config
+from shampoo_fn.layout import Layout, owners_of
+from shampoo_fn.preconditioner import RootState
+from shampoo_fn.state import State, check_tensor
+from shampoo_fn.tracing import is_traced
+from shampoo_fn.tree import flatten
+
+Tensors = Mapping[str, Tensor]
+
+
+def check_grads(grads: Tensors, state: State, config: Config) -> None:
+    """Every gradient belongs to a parameter of the state and has its shape and device."""
+    for name, grad in grads.items():
+        _check_member("gradient", name, grad, state)
+    if config.nonfinite == "raise":
+        for name, grad in grads.items():
+            if is_traced(grad):
+                raise ValueError("nonfinite='raise': values cannot be read under tracing; use 'skip' or 'propagate' there")
+            if not bool(torch.isfinite(grad).all()):
+                raise FloatingPointError(f"gradient {name!r} is not finite; nonfinite='skip' would leave its block out instead")
+
+
+def check_names(names: Collection[str] | None, state: State) -> None:
+    """Every name is that of a parameter of the state."""
+    unknown = next((name for name in names or () if name not in state.templates), None)
+    if unknown is not None:
+        raise KeyError(_unknown("name", unknown, state))
+
+
+def check_params(params: Tensors | None, grads: Tensors, state: State, config: Config) -> Tensors | None:
+    """The parameters if a link reads them, checked; None if none does."""
+    if not config.transform.reads_params:
+        return None
+    if params is None:
+        raise ValueError(
+            "params=None: a link of the config (weight decay) reads the parameters; "
+            "call update(grads, state, config, params), not update(grads, state, config)"
+        )
+    for name in grads:
+        if name not in params:
+            raise KeyError(f"params has no {name!r}, which has a gradient: pass every parameter that has one")
+        _check_member("parameter", name, params[name], state)
+    return params
+
+
+def check_refresh(refresh: bool | None, state: State, config: Config) -> None:
+    """Under tracing the caller says whether to refresh, since steps cannot be read."""
+    if refresh is not None and not isinstance(refresh, bool):
+        raise ValueError(f"refresh={refresh!r}: must be True, False or None")
+    if refresh is False or not any(is_traced(blocks.step) for blocks in state.stacks.values()):
+        return
+    if refresh is None:
+        raise ValueError(
+            "refresh=None under tracing: the steps in the state cannot be read inside torch.compile, vmap or func.grad; "
+            "call update(grads, state, config, params, refresh=is_due(step, config)) with step counted outside"
+        )
+    if config.cadence.staggered and config.cadence.frequency > 1:
+        raise ValueError(
+            "refresh=True under tracing with staggered=True: whose turn it is cannot be read there; compile "
+            "accumulate(...) and precondition(...), and call refresh(state, config) between them outside the compiled code"
+        )
+
+
+def check_failures(plan: Layout, state: State, config: Config) -> None:
+    """No factor has been refused its root `max_root_failures` times in a row (eager only: one read of the counters)."""
+    counters = {
+        (stack.key, path): leaf
+        for stack in plan.stacks
+        for path, leaf in flatten(state.stacks[stack.key].links).items()
+        if path.endswith(f".{RootState._fields[2]}")
+    }
+    if not counters or any(is_traced(leaf) for leaf in counters.values()):
+        return
+    worst = torch.stack([leaf.max().cpu() for leaf in counters.values()]).tolist()
+    if max(worst) < config.max_root_failures:
+        return
+    (key, path), failures = max(zip(counters, worst, strict=True), key=lambda item: item[1])
+    slot = int(counters[key, path].argmax())
+    owner = next(owners_of(stack)[slot] for stack in plan.stacks if stack.key == key)
+    raise RuntimeError(
+        f"parameter {owner!r}: the inverse root of {path.removesuffix('.failures')} failed {failures} times in a row, "
+        f"with its ridge raised each time; the last good root is still in use. Look at the factor, raise relative_epsilon, "
+        f"or raise max_root_failures={config.max_root_failures}"
+    )
+
+
+def _check_member(kind: str, name: str, tensor: Tensor, state: State) -> None:
+    check_tensor(kind, name, tensor)
+    template = state.templates.get(name)
+    if template is None:
+        raise KeyError(_unknown(kind, name, state))
+    if tensor.shape != template.shape[1:]:
+        raise ValueError(
+            f"{kind} {name!r} has shape {tuple(tensor.shape)}, its state is for {tuple(template.shape[1:])}: "
+            "pass the one that init_state saw, or call init_state again"
+        )
+    if tensor.device != template.device:
+        raise ValueError(f"{kind} {name!r} is on {tensor.device}, its state on {template.device}: move one to the other")
+
+
+def _unknown(kind: str, name: str, state: State) -> str:
+    known = ", ".join(list(state.templates)[:4])
+    return f"{kind} {name!r} has no state: init_state was called with {known}, ...; call it with this one too"

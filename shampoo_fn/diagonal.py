@@ -1,0 +1,120 @@
+"""Diagonal preconditioners: Adagrad, RMSprop and Adam, alone or as the magnitude in a graft.
+
+All three divide by the root of a second moment kept per element, `D = u / (sqrt(v) + epsilon)`, and differ in how v forgets:
+
+    Adagrad   v <- v + g^2                                  (Duchi, Hazan, Singer 2011)
+    RMSprop   v <- beta2 v + (1 - beta2) g^2                (Tieleman, Hinton 2012)
+    Adam      the same, read as v / (1 - beta2^t)           (Kingma, Ba 2015, arXiv 1412.6980)
+"""
+
+from abc import abstractmethod
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from shampoo_fn.preconditioner import Preconditioner
+from shampoo_fn.transform import Clock, Value, bias_correction, check_value, moving_average
+
+
+class SecondMoment(NamedTuple):
+    second_moment: Tensor  # the block's shape, at least float32: sum or moving average of squared gradients
+
+
+class Diagonal(Preconditioner):
+    """`u / (sqrt(v / correction) + epsilon)`; members say how v decays and whether its bias is corrected."""
+
+    epsilon: float
+
+    @property
+    @abstractmethod
+    def decay(self) -> Value:
+        """beta2; the number 1 for a sum."""
+
+    @property
+    @abstractmethod
+    def corrected(self) -> bool:
+        """Whether v is divided by `1 - beta2^t`."""
+
+    def init(self, param: Tensor) -> SecondMoment:
+        return SecondMoment(torch.zeros_like(param))
+
+    def accumulate(self, grad: Tensor, state: SecondMoment, clock: Clock) -> SecondMoment:
+        return SecondMoment(moving_average(state.second_moment, grad * grad, self.decay, clock))
+
+    def precondition(self, update: Tensor, state: SecondMoment, clock: Clock) -> Tensor:
+        root = differentiable_sqrt(state.second_moment)
+        if self.corrected:
+            correction = bias_correction(self.decay, clock, root.dtype)
+            root = root / (correction**0.5)
+        return update / (root + self.epsilon)
+
+
+@dataclass(frozen=True)
+class Adagrad(Diagonal):
+    """`D = u / (sqrt(sum g^2) + epsilon)` (Duchi et al. 2011); the direction of torch.optim.Adagrad."""
+
+    epsilon: float = 1e-10
+
+    def __post_init__(self) -> None:
+        check_epsilon(self.epsilon)
+
+    @property
+    def decay(self) -> Value:
+        return 1.0
+
+    @property
+    def corrected(self) -> bool:
+        return False
+
+
+@dataclass(frozen=True)
+class RMSprop(Diagonal):
+    """`D = u / (sqrt(v) + epsilon)`, `v <- beta2 v + (1 - beta2) g^2`; the direction of torch.optim.RMSprop (alpha = beta2)."""
+
+    beta2: Value = 0.99
+    epsilon: float = 1e-8
+
+    def __post_init__(self) -> None:
+        check_value("beta2", self.beta2, 0.0, 1.0, "a number in [0, 1), a 0-d tensor or a schedule")
+        check_epsilon(self.epsilon)
+
+    @property
+    def decay(self) -> Value:
+        return self.beta2
+
+    @property
+    def corrected(self) -> bool:
+        return False
+
+
+@dataclass(frozen=True)
+class Adam(Diagonal):
+    """`D = u / (sqrt(v / (1 - beta2^t)) + epsilon)`; with a bias-corrected EMA as filter, the direction of torch.optim.Adam."""
+
+    beta2: Value = 0.999
+    epsilon: float = 1e-8
+
+    def __post_init__(self) -> None:
+        check_value("beta2", self.beta2, 0.0, 1.0, "a number in [0, 1), a 0-d tensor or a schedule")
+        check_epsilon(self.epsilon)
+
+    @property
+    def decay(self) -> Value:
+        return self.beta2
+
+    @property
+    def corrected(self) -> bool:
+        return True
+
+
+def check_epsilon(epsilon: float) -> None:
+    """An epsilon of zero would turn a gradient that was always zero into 0 / 0."""
+    check_value("epsilon", epsilon, 5e-324, float("inf"), "a finite number > 0")
+
+
+def differentiable_sqrt(value: Tensor) -> Tensor:
+    """`sqrt(value)` whose derivative at zero is zero, not infinite: an element without gradient so far has no say."""
+    positive = value > 0
+    return torch.where(positive, torch.where(positive, value, 1.0).sqrt(), 0.0)

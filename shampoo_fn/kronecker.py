@@ -1,0 +1,143 @@
+"""Shampoo's preconditioner: one Kronecker factor for each mode of a block.
+
+For a block G of order w (a matrix: w = 2) with unfoldings `G_k` [n_k, numel / n_k]:
+
+    A_k <- beta2 A_k + (1 - beta2) G_k G_k^T                       (or the sum A_k + G_k G_k^T, beta2 = 1)
+    X_k  = (A_k / (1 - beta2^t) + ridge I)^(-e),   e = 1 / (2 w)   (at a refresh)
+    P    = u x_1 X_1 x_2 X_2 ... x_w X_w                           (a matrix: X_1 u X_2)
+
+Gupta, Koren, Singer 2018, arXiv 1802.09568, algorithm 2; exponents other than 1/(2w): Morwani et al. 2024, arXiv 2406.17748.
+"""
+
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from shampoo_fn.modes import FULL, ModeOptions, ModePlan, check_exponent, check_factors, frozen
+from shampoo_fn.preconditioner import Preconditioner, RootState
+from shampoo_fn.roots.eigh import Eigh
+from shampoo_fn.roots.solver import Roots, Solver
+from shampoo_fn.transform import Clock, Request, RootSpec, Value, bias_correction, check_value, chosen, moving_average
+from shampoo_fn.validate import require
+
+LARGEST_RESIDUAL = 0.2  # a root that misses by more is not installed
+LARGEST_BOOST = 1e6
+
+
+class KroneckerState(NamedTuple):
+    factors: dict[str, Tensor]  # by mode: [n_k, n_k], or [n_k] for a diagonal one; sums or moving averages, uncorrected
+    roots: dict[str, RootState]  # by mode: the inverse root that is in use, and its history
+
+
+@dataclass(frozen=True)
+class Kronecker(Preconditioner):
+    """`P = u x_1 X_1 ... x_w X_w` with `X_k = (A_k + ridge I)^(-e)`: Shampoo.
+
+    beta2: decay of the factors in [0, 1]; the number 1 sums (Adagrad), as the first paper does.
+    exponent: e for every mode; None is 1/(2w); a mapping from order to a number, or to one number per mode. 0 skips a mode.
+    factors: "full", "diagonal" (squared row norms only) or "skip"; or a mapping from order to one of these per mode.
+    max_full_dim: a mode larger than this gets a diagonal factor.
+    solver: how roots are taken, and the ridge. factor_dtype: of the factors, None for the block's, at least float32.
+    root_dtype: of the stored roots, None for the factors'. bias_correction: divide factors by 1 - beta2^t.
+    """
+
+    beta2: Value = 0.95
+    exponent: ModeOptions = None
+    factors: ModeOptions = FULL
+    max_full_dim: int | None = None
+    solver: Solver = Eigh()
+    factor_dtype: torch.dtype | None = None
+    root_dtype: torch.dtype | None = None
+    bias_correction: bool = True
+
+    def __post_init__(self) -> None:
+        check_value("beta2", self.beta2, 0.0, 1.0 + 1e-12, "a number in [0, 1], a 0-d tensor or a schedule")
+        object.__setattr__(self, "exponent", frozen(self.exponent))
+        object.__setattr__(self, "factors", frozen(self.factors))
+        check_exponent(self.exponent)
+        check_factors(self.factors)
+        positive = self.max_full_dim is None or self.max_full_dim >= 1
+        require(positive, "max_full_dim", self.max_full_dim, "an integer >= 1 or None")
+        require(isinstance(self.solver, Solver), "solver", self.solver, "a Solver, such as Eigh()")
+        wide = (None, torch.float32, torch.float64)
+        require(self.factor_dtype in wide, "factor_dtype", self.factor_dtype, "torch.float32, torch.float64 or None")
+        floating = self.root_dtype is None or self.root_dtype.is_floating_point
+        require(floating, "root_dtype", self.root_dtype, "a floating dtype or None")
+
+    def modes(self, shape: tuple[int, ...]) -> dict[str, ModePlan]:
+        """What each mode of a block of this shape gets; skipped modes are absent."""
+        return ModePlan.of(shape, self.exponent, self.factors, self.max_full_dim)
+
+    def init(self, param: Tensor) -> KroneckerState:
+        dtype = self.factor_dtype or param.dtype
+        factors: dict[str, Tensor] = {}
+        roots: dict[str, RootState] = {}
+        for mode, plan in self.modes(tuple(param.shape)).items():
+            shape = (plan.n, plan.n) if plan.full else (plan.n,)
+            identity = torch.eye(plan.n, device=param.device) if plan.full else torch.ones(plan.n, device=param.device)
+            factors[mode] = torch.zeros(shape, dtype=dtype, device=param.device)
+            roots[mode] = RootState(
+                inverse_root=identity.to(self.root_dtype or dtype),
+                residual=torch.zeros((), dtype=torch.float32, device=param.device),
+                failures=torch.zeros((), dtype=torch.int64, device=param.device),
+                boost=torch.ones((), dtype=torch.float32, device=param.device),
+            )
+        return KroneckerState(factors, roots)
+
+    def accumulate(self, grad: Tensor, state: KroneckerState, clock: Clock) -> KroneckerState:
+        factors = {}
+        for mode, factor in state.factors.items():
+            unfolded = unfold(grad, int(mode)).to(factor.dtype)
+            statistic = unfolded @ unfolded.mT if factor.dim() == 2 else unfolded.square().sum(-1)
+            factors[mode] = moving_average(factor, statistic, self.beta2, clock)
+        return state._replace(factors=factors)
+
+    def root_specs(self, shape: tuple[int, ...]) -> dict[str, RootSpec]:
+        return {mode: RootSpec(plan.n, plan.full, plan.exponent, self.solver) for mode, plan in self.modes(shape).items()}
+
+    def jobs(self, state: KroneckerState, clock: Clock) -> dict[str, Request]:
+        correction: Any = 1.0
+        if self.bias_correction and state.factors:
+            correction = bias_correction(self.beta2, clock, next(iter(state.factors.values())).dtype)
+        return {mode: Request(factor / correction, state.roots[mode].boost) for mode, factor in state.factors.items()}
+
+    def install(self, state: KroneckerState, solved: dict[str, Roots], clock: Clock) -> KroneckerState:
+        return state._replace(roots={mode: accepted(old, solved[mode], clock) for mode, old in state.roots.items()})
+
+    def precondition(self, update: Tensor, state: KroneckerState, clock: Clock) -> Tensor:
+        direction = update
+        for mode in range(update.dim()):
+            root = state.roots.get(str(mode))
+            direction = contracted(direction, None if root is None else root.inverse_root.to(update.dtype))
+        # roots may be installed before the start, by a staggered cadence; they are not used before it
+        return chosen(clock.ready, direction, update)
+
+
+def unfold(tensor: Tensor, mode: int) -> Tensor:
+    """The mode-k unfolding [n_k, numel / n_k]; a view for both modes of a matrix."""
+    return tensor.movedim(mode, 0).reshape(tensor.shape[mode], -1)
+
+
+def contracted(tensor: Tensor, root: Tensor | None) -> Tensor:
+    """Multiply the first mode by `root` (None: the identity) and move it last; w calls return the modes to their places."""
+    if root is None:
+        return tensor.movedim(0, -1)
+    if root.dim() == 1:
+        return tensor.movedim(0, -1) * root
+    product = tensor.flatten(1).mT @ root if tensor.dim() > 1 else tensor @ root
+    return product.reshape(*tensor.shape[1:], tensor.shape[0])
+
+
+def accepted(old: RootState, new: Roots, clock: Clock) -> RootState:
+    """The new root if its residual is good, else the old one with a larger ridge next time; `old` where not alive."""
+    good = new.residuals < LARGEST_RESIDUAL
+    boost = torch.where(good, (old.boost / 10).clamp_min(1.0), (old.boost * 10).clamp_max(LARGEST_BOOST))
+    tried = RootState(
+        inverse_root=torch.where(good, new.roots.to(old.inverse_root.dtype), old.inverse_root),
+        residual=new.residuals.to(old.residual.dtype),
+        failures=torch.where(good, 0, old.failures + 1),
+        boost=boost,
+    )
+    return RootState(*(chosen(clock.certain or clock.alive, now, before) for now, before in zip(tried, old, strict=True)))

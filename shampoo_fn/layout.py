@@ -1,0 +1,131 @@
+"""Which block of which parameter sits where: equal blocks stacked, so that one batched kernel serves them all.
+
+The plan follows from the parameters' names, shapes, dtypes and devices, and the config; nothing else. It is computed, not
+stored: a state carries an empty tensor per parameter that tells its shape (see `state.py`).
+"""
+
+from collections.abc import Iterable, Mapping
+from functools import lru_cache
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from shampoo_fn.blocking import Region, cut, put_back
+from shampoo_fn.by_shape import same
+from shampoo_fn.cadence import balanced_turns
+from shampoo_fn.config import Config
+from shampoo_fn.transform import Transform
+
+Description = tuple[str, tuple[int, ...], torch.dtype, torch.device]  # of a parameter: name, shape, dtype, device
+
+
+class Piece(NamedTuple):
+    """A region of one parameter and the slots of a stack that its blocks fill."""
+
+    name: str
+    part: int  # number of the region within its parameter
+    region: Region
+    first: int
+
+
+class Stack(NamedTuple):
+    """Blocks of one shape, dtype, device and transform."""
+
+    key: str
+    transform: Transform
+    block: tuple[int, ...]
+    dtype: torch.dtype
+    device: torch.device
+    pieces: tuple[Piece, ...]
+
+    @property
+    def size(self) -> int:
+        """The number of slots."""
+        last = self.pieces[-1]
+        return last.first + last.region.size
+
+
+class Layout(NamedTuple):
+    stacks: tuple[Stack, ...]
+    merged: dict[str, tuple[int, ...]]  # shape of each parameter after merging
+    regions: dict[str, tuple[Region, ...]]
+
+
+def layout(templates: Mapping[str, Tensor], config: Config) -> Layout:
+    """The plan for parameters given by their templates, tensors of shape `(0, *shape)`."""
+    parameters = tuple((name, tuple(t.shape[1:]), t.dtype, t.device) for name, t in templates.items())
+    # a memo of a pure function; the tracer of torch.compile would only warn that it looks through it
+    return _plan(parameters, config) if torch.compiler.is_compiling() else _remembered(parameters, config)
+
+
+def _plan(parameters: Iterable[Description], config: Config) -> Layout:
+    transforms: list[Transform] = []
+    merged: dict[str, tuple[int, ...]] = {}
+    regions: dict[str, tuple[Region, ...]] = {}
+    stacks: dict[str, Stack] = {}
+    for name, shape, dtype, device in parameters:
+        merged[name] = config.blocking.merged(shape)
+        regions[name] = config.blocking.regions(merged[name])
+        kind = _index_of(config.transform.select(name, merged[name]), transforms)
+        for part, region in enumerate(regions[name]):
+            key = f"{kind}:{'x'.join(map(str, region.block))}:{str(dtype).removeprefix('torch.')}:{device}"
+            stack = stacks.get(key) or Stack(key, transforms[kind], region.block, dtype, device, ())
+            piece = Piece(name, part, region, stack.size if stack.pieces else 0)
+            stacks[key] = stack._replace(pieces=(*stack.pieces, piece))
+    return Layout(tuple(stacks.values()), merged, regions)
+
+
+_remembered = lru_cache(maxsize=64)(_plan)
+
+
+def _index_of(transform: Transform, known: list[Transform]) -> int:
+    for index, other in enumerate(known):
+        if same(transform, other):
+            return index
+    known.append(transform)
+    return len(known) - 1
+
+
+@lru_cache(maxsize=64)
+def turns(stacks: tuple[Stack, ...], config: Config) -> dict[str, list[int]]:
+    """The turn of each slot of each stack under a staggered cadence, the work being the sum of n^3 over its factors."""
+    costs: list[float] = []
+    for stack in stacks:
+        specs = stack.transform.root_specs(stack.block).values()
+        costs += [float(sum(spec.n**3 for spec in specs if spec.full))] * stack.size
+    balanced = iter(balanced_turns(costs, config.cadence.frequency))
+    return {stack.key: [next(balanced) for _ in range(stack.size)] for stack in stacks}
+
+
+def slots(stack: Stack, names: Iterable[str]) -> list[int]:
+    """The slots of a stack that belong to the named parameters."""
+    wanted = set(names)
+    return [slot for slot, owner in enumerate(owners_of(stack)) if owner in wanted]
+
+
+def owners_of(stack: Stack) -> list[str]:
+    """The parameter of each slot."""
+    return [piece.name for piece in stack.pieces for _ in range(piece.region.size)]
+
+
+def gather(pieces: Iterable[Piece], tensors: Mapping[str, Tensor], merged: Mapping[str, tuple[int, ...]]) -> Tensor:
+    """The blocks of some pieces of a stack [slots, *block]."""
+    blocks = [cut(tensors[piece.name].reshape(merged[piece.name]), piece.region) for piece in pieces]
+    return blocks[0] if len(blocks) == 1 else torch.cat(blocks)
+
+
+def scatter(stacked: Mapping[str, Tensor], plan: Layout, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Tensor]:
+    """The inverse of `gather` over all stacks: a tensor for each parameter in `shapes`, empty ones left out."""
+    pieces: dict[str, dict[int, Tensor]] = {}
+    for stack in plan.stacks:
+        present = [piece for piece in stack.pieces if piece.name in shapes]
+        if present:
+            parts = torch.split(stacked[stack.key], [piece.region.size for piece in present])
+            for piece, part in zip(present, parts, strict=True):
+                pieces.setdefault(piece.name, {})[piece.part] = part
+    return {
+        name: put_back([pieces[name][part] for part in range(len(pieces[name]))], plan.regions[name], shape)
+        for name, shape in shapes.items()
+        if name in pieces
+    }

@@ -1,0 +1,131 @@
+"""The lift: each stage of a step, a function of one block, over a stack of blocks by `torch.func.vmap`."""
+
+# annotations of the nested functions stay text: torch.compile's tracer cannot evaluate `tuple[...]`
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch.func import vmap
+
+from shampoo_fn.config import Config
+from shampoo_fn.layout import Stack
+from shampoo_fn.roots.solver import Roots
+from shampoo_fn.solve import Job
+from shampoo_fn.state import BlockState, work_dtype
+from shampoo_fn.tracing import is_traced
+from shampoo_fn.transform import Clock, Request, chosen
+from shampoo_fn.tree import Tree, changed, changes, map_tree
+
+Changes = dict[str, Tree]  # what a stage changed, as nested dicts: the rest is neither copied nor written
+
+
+class Blocks(NamedTuple):
+    """The blocks of a stack that take part in a step: their gradients, made harmless, in the dtype of the work."""
+
+    grads: Tensor  # [slots, *block]; zero where not alive
+    alive: Tensor  # [slots] bool: whether the gradient counts
+    all_alive: bool  # whether that is known for all of them
+    params: Tensor | None  # [slots, *block], if a link reads them
+
+
+def guarded(stack: Stack, config: Config, grads: Tensor, params: Tensor | None) -> Blocks:
+    """Blocks of these gradients [slots, *block], under the config's policy on such as are not finite."""
+    dtype = work_dtype(stack.dtype)
+    grads = grads.to(dtype)
+    params = None if params is None else params.to(dtype)
+    if config.nonfinite == "propagate":
+        return Blocks(grads, torch.ones(len(grads), dtype=torch.bool, device=grads.device), True, params)
+    # the squared norm bounds every entry of every statistic: while it is finite, no statistic overflows
+    squared = torch.linalg.vector_norm(grads.detach().flatten(1), dim=1).square()
+    alive = squared.isfinite()
+    # on a CPU the answer can be had at once, and saves a pass over the gradients here and over the updates later
+    known = grads.device.type == "cpu" and not is_traced(grads) and bool(alive.all())
+    if not known:
+        grads = torch.where(alive.view(-1, *[1] * len(stack.block)), grads, 0.0)
+    return Blocks(grads, alive, known, params)
+
+
+def accumulate_stack(stack: Stack, config: Config, state: BlockState, blocks: Blocks) -> Changes:
+    """Count the step and take the gradients into the statistics."""
+
+    def accumulate(old: BlockState, grad: Tensor, alive: Tensor, *param: Tensor) -> Changes:
+        step = old.step + alive
+        clock = _clock(config, step, alive, certain=blocks.all_alive)
+        links = stack.transform.accumulate(grad, old.links, param[0] if param else None, clock)
+        return changes(old, BlockState(step, old.skipped + ~alive, alive.clone(), old.refreshed, links))
+
+    return vmap(accumulate)(state, blocks.grads, blocks.alive, *_optional(blocks.params))
+
+
+def precondition_stack(
+    stack: Stack, config: Config, state: BlockState, blocks: Blocks, norms: Tensor | None
+) -> tuple[Tensor, Changes]:
+    """Updates [slots, *block], in the dtype of the parameter; filters and momenta moved."""
+
+    def precondition(old: BlockState, grad: Tensor, alive: Tensor, shared: Tensor, *param: Tensor) -> tuple[Tensor, Changes]:
+        clock = _clock(config, old.step, alive, certain=blocks.all_alive, norms=() if norms is None else shared)
+        update, links = stack.transform.update(grad, old.links, param[0] if param else None, clock)
+        update = chosen(blocks.all_alive or alive, update, 0.0)
+        return update.to(stack.dtype), changes(old, old._replace(links=links))
+
+    shared = state.step if norms is None else norms
+    return vmap(precondition)(state, blocks.grads, blocks.alive, shared, *_optional(blocks.params))
+
+
+def norms_of_stack(stack: Stack, config: Config, state: BlockState, blocks: Blocks) -> Tensor:
+    """Norms [slots, 2] of direction and magnitude of each block."""
+
+    def norms(old: BlockState, grad: Tensor, alive: Tensor, *param: Tensor) -> Tensor:
+        clock = _clock(config, old.step, alive, certain=blocks.all_alive)
+        return stack.transform.norms(grad, old.links, param[0] if param else None, clock)
+
+    return vmap(norms)(state, blocks.grads, blocks.alive, *_optional(blocks.params))
+
+
+def jobs_of_stack(stack: Stack, config: Config, state: BlockState, owners: Sequence[str]) -> dict[str, Job]:
+    """One job for each factor of the blocks in `state`, by the factor's path."""
+
+    def requests(old: BlockState) -> dict[str, Request]:
+        return stack.transform.jobs(old.links, _clock(config, old.step, old.finite))
+
+    specs = stack.transform.root_specs(stack.block)
+    return {
+        path: Job(f"{stack.key}/{path}", tuple(owners), *request, specs[path].exponent, specs[path].solver)
+        for path, request in (vmap(requests)(state) if specs else {}).items()
+    }
+
+
+def install_in_stack(stack: Stack, config: Config, state: BlockState, solved: dict[str, Roots]) -> Changes:
+    """The roots that are good, in blocks whose statistics moved since their last refresh."""
+
+    def install(old: BlockState, roots: dict[str, Roots]) -> Changes:
+        moved = old.finite & (old.step > old.refreshed)
+        links = stack.transform.install(old.links, roots, _clock(config, old.step, moved))
+        return changes(old, old._replace(links=links, refreshed=torch.where(moved, old.step, old.refreshed)))
+
+    return vmap(install)(state, solved)
+
+
+def with_changes(old: BlockState, new: Changes, slots: Tensor | None) -> BlockState:
+    """`old` with the changes at `slots` (None: all) of each stacked tensor."""
+
+    def write(before: Tensor, after: Tensor) -> Tensor:
+        return after if slots is None else before.index_copy(0, slots, after)
+
+    return changed(old, new, write)  # type: ignore[no-any-return]
+
+
+def taken(state: BlockState, slots: Tensor | None) -> BlockState:
+    """The state of some slots (None: all)."""
+    return state if slots is None else map_tree(lambda leaf: leaf[slots], state)
+
+
+def _clock(config: Config, step: Tensor, alive: Tensor, *, certain: bool = False, norms: Tensor | tuple[()] = ()) -> Clock:
+    return Clock(step, alive, config.cadence.start == 1 or step >= config.cadence.start, norms, certain)
+
+
+def _optional(params: Tensor | None) -> tuple[Tensor, ...]:
+    return () if params is None else (params,)

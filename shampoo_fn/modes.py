@@ -1,0 +1,82 @@
+"""Which factor and which exponent each mode of a block gets."""
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+from shampoo_fn.validate import require
+
+FULL, DIAGONAL, SKIP = "full", "diagonal", "skip"
+
+ModeOptions = Any
+"""One value for every mode, or a mapping `{order: value}` or `{order: (value of mode 0, of mode 1, ...)}`."""
+
+
+class ModePlan(NamedTuple):
+    n: int
+    full: bool
+    exponent: float
+
+    @staticmethod
+    def of(
+        shape: tuple[int, ...], exponent: ModeOptions, factors: ModeOptions, max_full_dim: int | None
+    ) -> "dict[str, ModePlan]":
+        """The plan of each mode of a block of this shape, keyed by mode; modes without a factor are absent."""
+        plans = {}
+        order = len(shape)
+        for mode, n in enumerate(shape):
+            power = chosen(exponent, order, mode, default=None)
+            power = 1.0 / (2 * order) if power is None else float(power)
+            kind = chosen(factors, order, mode, default=FULL)
+            if kind == SKIP or power == 0:
+                continue
+            full = kind == FULL and (max_full_dim is None or n <= max_full_dim)
+            plans[str(mode)] = ModePlan(n, full, power)
+        return plans
+
+
+def frozen(options: ModeOptions) -> ModeOptions:
+    """A mapping as a sorted tuple of pairs, so that the config that holds it can be hashed."""
+    if not isinstance(options, Mapping):
+        return options
+    return tuple(sorted((order, tuple(v) if isinstance(v, list | tuple) else v) for order, v in options.items()))
+
+
+def chosen(options: ModeOptions, order: int, mode: int, *, default: Any) -> Any:
+    """The value for one mode of a block of this order; `default` where the options do not mention it."""
+    if not isinstance(options, tuple):
+        return options
+    for key, value in options:
+        if key == order:
+            return value[mode] if isinstance(value, tuple) else value
+    return default
+
+
+def check_exponent(options: ModeOptions) -> None:
+    """Every exponent is None or in [0, 1]."""
+    for value in _values("exponent", options):
+        numeric = not isinstance(value, bool | str) and value is not None
+        try:
+            proper = value is None or (numeric and 0 <= float(value) <= 1)
+        except (TypeError, ValueError):
+            proper = False
+        require(proper, "exponent", value, "None, a number in [0, 1], or a mapping of order to one or one per mode")
+
+
+def check_factors(options: ModeOptions) -> None:
+    """Every kind of factor is a known one."""
+    for value in _values("factors", options):
+        require(value in (FULL, DIAGONAL, SKIP), "factors", value, "'full', 'diagonal', 'skip', or a mapping of order to them")
+
+
+def _values(field: str, options: ModeOptions) -> list[Any]:
+    if not isinstance(options, tuple):
+        return [options]
+    values: list[Any] = []
+    for order, value in options:
+        require(isinstance(order, int) and order >= 1, field, order, "a mapping whose keys are orders, integers >= 1")
+        if isinstance(value, tuple):
+            require(len(value) == order, field, value, f"one entry for each of the {order} modes of an order-{order} block")
+            values.extend(value)
+        else:
+            values.append(value)
+    return values

@@ -1,0 +1,105 @@
+"""`shampoo(...)`: the whole optimizer from a few numbers."""
+
+from typing import Any
+
+import torch
+
+from shampoo_fn.blocking import Blocking
+from shampoo_fn.by_shape import ByShape, When
+from shampoo_fn.cadence import Cadence
+from shampoo_fn.chain import Chain
+from shampoo_fn.config import Config
+from shampoo_fn.diagonal import Adam, Diagonal
+from shampoo_fn.ema import EMA
+from shampoo_fn.graft import FixedRMS, Graft
+from shampoo_fn.kronecker import Kronecker
+from shampoo_fn.modes import ModeOptions
+from shampoo_fn.momentum import Momentum
+from shampoo_fn.preconditioned import Preconditioned
+from shampoo_fn.preconditioner import Identity, Preconditioner
+from shampoo_fn.roots.eigh import Eigh
+from shampoo_fn.roots.solver import Solver
+from shampoo_fn.scale import Scale
+from shampoo_fn.transform import Transform, Value
+from shampoo_fn.validate import require
+from shampoo_fn.weight_decay import WeightDecay
+
+EMBEDDINGS = ("*embed*", "*wte*", "*wpe*", "*lm_head*")
+
+
+def shampoo(
+    lr: Value = 0.01,
+    betas: tuple[Value, Value] = (0.9, 0.95),
+    *,
+    exponent: ModeOptions = 0.5,
+    grafting: Preconditioner | None = FixedRMS(0.2),
+    weight_decay: Value = 0.0,
+    decoupled_weight_decay: bool = True,
+    momentum: Value = 0.0,
+    dampening: float = 0.0,
+    nesterov: bool = False,
+    bias_correction: bool = True,
+    beta3: Value | None = None,
+    precondition_frequency: int = 10,
+    start_preconditioning_step: int = 1,
+    staggered: bool = False,
+    dense_until: int = 0,
+    solver: Solver = Eigh(),
+    max_preconditioner_dim: int = 1024,
+    merge_dims: bool = True,
+    large_dim: str = "block",
+    vectors: str = "diagonal",
+    diagonal: str | tuple[str, ...] = EMBEDDINGS,
+    factor_dtype: torch.dtype | None = None,
+    root_dtype: torch.dtype | None = None,
+    nonfinite: str = "skip",
+) -> Config:
+    """A Shampoo configuration: statistics, filter, grafting, momentum, decay, learning rate, in this order.
+
+    lr: added are `-lr` times the direction; a number, a 0-d tensor or a schedule `step -> value`, as are betas and decay.
+    betas: of the gradient filter (0 for none) and of the Kronecker factors (1 sums them). beta3: look-ahead of the filter.
+    exponent: of every inverse root; None is the classic 1/(2 order). grafting: whose step length a block takes; None is
+    Shampoo's own. weight_decay: decoupled, or with `decoupled_weight_decay=False` L2.
+    precondition_frequency: steps between roots, from `start_preconditioning_step` on; before it, the grafting alone.
+    dense_until: roots at every step up to this one. solver: how roots are taken, and the ridge.
+    large_dim: what happens to a dimension above `max_preconditioner_dim`: cut into "block"s, given a "diagonal" factor, or the
+    whole tensor by the diagonal method ("adagrad").
+    vectors: "diagonal" gives order-1 tensors the grafting's diagonal method (Adam where it has none), "full" a matrix factor.
+    diagonal: globs of parameters that get the diagonal method whatever their shape.
+    Raises ValueError naming the argument, its value and what is allowed. Other arguments: `Kronecker`, `Config`, `Momentum`.
+    """
+    require(isinstance(betas, tuple | list) and len(betas) == 2, "betas", betas, "a pair (beta1, beta2)")
+    require(large_dim in ("block", "diagonal", "adagrad"), "large_dim", large_dim, "'block', 'diagonal' or 'adagrad'")
+    require(vectors in ("diagonal", "full"), "vectors", vectors, "'diagonal' or 'full'")
+    direction = Kronecker(
+        beta2=betas[1],
+        exponent=exponent,
+        max_full_dim=max_preconditioner_dim if large_dim == "diagonal" else None,
+        solver=solver,
+        factor_dtype=factor_dtype,
+        root_dtype=root_dtype,
+        bias_correction=bias_correction,
+    )
+    smoothed = isinstance(betas[0], float | int) and betas[0] == 0 and beta3 is None
+    filter = None if smoothed else EMA(betas[0], bias_correction=bias_correction, beta3=beta3)
+    matrices = Preconditioned(direction if grafting is None else Graft(direction, grafting), filter)
+    elementwise = Preconditioned(grafting if isinstance(grafting, Diagonal | Identity) else Adam(), filter)
+    rules = [When(elementwise, name=diagonal)] if diagonal else []
+    rules += [When(elementwise, order=1)] if vectors == "diagonal" else []
+    rules += [When(elementwise, larger_than=max_preconditioner_dim)] if large_dim == "adagrad" else []
+    links: dict[str, Any] = {"precondition": ByShape(matrices, tuple(rules)) if rules else matrices}
+    if isinstance(momentum, float | int) and momentum == 0:
+        require(not nesterov and not dampening, "momentum", momentum, "greater than 0 with nesterov or dampening")
+    else:
+        links["momentum"] = Momentum(momentum, dampening, nesterov)
+    if not (isinstance(weight_decay, float | int) and weight_decay == 0):
+        decay: dict[str, Transform] = {"decay": WeightDecay(weight_decay)}
+        links = links | decay if decoupled_weight_decay else decay | links
+    return Config(
+        Chain(**links, rate=Scale(lr)),
+        blocking=Blocking(
+            max_preconditioner_dim, merge_dims=merge_dims, large_dim="block" if large_dim == "block" else "whole"
+        ),
+        cadence=Cadence(precondition_frequency, start_preconditioning_step, staggered, dense_until),
+        nonfinite=nonfinite,
+    )

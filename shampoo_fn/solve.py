@@ -1,0 +1,54 @@
+"""The seam: every inverse root of a refresh goes through one function, `solve(jobs) -> roots`.
+
+Retries, precision, spreading over processes, overlapping with compute: each is another function of this type, and nothing
+else in the package changes.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from shampoo_fn.roots.solver import Roots, Solver
+
+
+class Job(NamedTuple):
+    """The due factors of one mode of one stack, all of one size."""
+
+    name: str  # "stack/path of the factor": the same on every process that trains the model
+    owners: tuple[str, ...]  # the parameter of each factor
+    factors: Tensor  # [batch, n, n], or [batch, n] for diagonal ones
+    boost: Tensor  # [batch] factor on each ridge
+    exponent: float
+    solver: Solver
+
+
+Solve = Callable[[Sequence[Job]], list[Roots]]
+"""Roots of each job, in order: `roots` of the shape and dtype of its factors, `residuals` [batch]."""
+
+
+def batched(jobs: Sequence[Job]) -> list[Roots]:
+    """Solve jobs of equal size, exponent and solver as one batch, here and now: the default."""
+    groups: dict[tuple[object, ...], list[int]] = {}
+    for index, job in enumerate(jobs):
+        shape, dtype, device = tuple(job.factors.shape[1:]), job.factors.dtype, job.factors.device
+        groups.setdefault((shape, dtype, device, job.exponent, job.solver), []).append(index)
+    solved: dict[int, Roots] = {}
+    for indices in groups.values():
+        members = [jobs[index] for index in indices]
+        together = _solve(members)
+        sizes = [len(job.factors) for job in members]
+        parts = zip(torch.split(together.roots, sizes), torch.split(together.residuals, sizes), strict=True)
+        solved.update({index: Roots(*part) for index, part in zip(indices, parts, strict=True)})
+    return [solved[index] for index in range(len(jobs))]
+
+
+def _solve(jobs: list[Job]) -> Roots:
+    factors, boost = torch.cat([job.factors for job in jobs]), torch.cat([job.boost for job in jobs])
+    exponent, solver = jobs[0].exponent, jobs[0].solver
+    if factors.dim() == 3:
+        return solver(factors, exponent, boost)
+    roots = solver.diagonal(factors, exponent, boost)
+    finite = roots.isfinite().all(-1)
+    return Roots(torch.where(finite[:, None], roots, 1.0), torch.where(finite, 0.0, torch.inf))

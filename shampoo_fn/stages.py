@@ -1,0 +1,129 @@
+"""The three stages of a step on the whole state: which blocks take part, and what each stage writes back.
+
+These share storage with their inputs where nothing changed; `update.py` copies that before a caller sees it.
+"""
+
+from collections.abc import Collection, Mapping
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from shampoo_fn.checks import check_failures, check_grads, check_params
+from shampoo_fn.config import Config
+from shampoo_fn.layout import Layout, Piece, Stack, gather, layout, owners_of, scatter, slots, turns
+from shampoo_fn.lift import (
+    Blocks,
+    accumulate_stack,
+    guarded,
+    install_in_stack,
+    jobs_of_stack,
+    norms_of_stack,
+    precondition_stack,
+    taken,
+    with_changes,
+)
+from shampoo_fn.solve import Job, Solve
+from shampoo_fn.state import BlockState, State
+from shampoo_fn.tree import map_tree
+
+Tensors = Mapping[str, Tensor]
+
+
+class Batch(NamedTuple):
+    """The blocks of one stack that take part in a step."""
+
+    stack: Stack
+    slots: Tensor | None  # their slots, None for all
+    pieces: list[Piece]  # the parameters' regions that fill them
+    blocks: Blocks
+
+
+def prepared(grads: Tensors, state: State, config: Config, params: Tensors | None) -> tuple[State, Layout, list[Batch]]:
+    check_grads(grads, state, config)
+    read = check_params(params, grads, state, config)
+    plan = layout(state.templates, config)
+    batches = []
+    for stack in plan.stacks:
+        pieces = [piece for piece in stack.pieces if piece.name in grads]
+        if pieces:
+            index = None if len(pieces) == len(stack.pieces) else _index(slots(stack, grads), stack)
+            weights = None if read is None else gather(pieces, read, plan.merged)
+            blocks = guarded(stack, config, gather(pieces, grads, plan.merged), weights)
+            batches.append(Batch(stack, index, pieces, blocks))
+    return state, plan, batches
+
+
+def accumulate_all(batches: list[Batch], state: State, config: Config) -> State:
+    stacks = dict(state.stacks)
+    for stack, index, _, blocks in batches:
+        old = stacks[stack.key]
+        stacks[stack.key] = with_changes(old, accumulate_stack(stack, config, taken(old, index), blocks), index)
+    return state._replace(stacks=stacks)
+
+
+def refresh_due(plan: Layout, state: State, config: Config, solve: Solve, *, every: bool, names: Collection[str]) -> State:
+    check_failures(plan, state, config)
+    parts: list[tuple[Stack, Tensor | None, BlockState, dict[str, Job]]] = []
+    for stack in plan.stacks:
+        chosen = [slot for slot in slots(stack, names) if every or _due(plan, stack, state, config)[slot]]
+        if chosen and stack.transform.root_specs(stack.block):
+            index = _index(chosen, stack)
+            owners = owners_of(stack)
+            due = taken(state.stacks[stack.key], index)
+            parts.append((stack, index, due, jobs_of_stack(stack, config, due, [owners[slot] for slot in chosen])))
+    solved = iter(solve([job for *_, jobs in parts for job in jobs.values()]) if parts else [])
+    stacks = dict(state.stacks)
+    for stack, index, due, jobs in parts:
+        roots = {path: next(solved) for path in jobs}
+        stacks[stack.key] = with_changes(stacks[stack.key], install_in_stack(stack, config, due, roots), index)
+    return state._replace(stacks=stacks)
+
+
+def precondition_all(
+    batches: list[Batch], state: State, config: Config, plan: Layout, grads: Tensors
+) -> tuple[dict[str, Tensor], State]:
+    stacks, stacked = dict(state.stacks), {}
+    norms = _shared_norms(batches, state, config) if config.transform.reads_norms else {}
+    for stack, index, _, blocks in batches:
+        old = stacks[stack.key]
+        shared = norms.get(stack.key)
+        stacked[stack.key], new = precondition_stack(stack, config, taken(old, index), blocks, shared)
+        stacks[stack.key] = with_changes(old, new, index)
+    updates = scatter(stacked, plan, {name: tuple(grad.shape) for name, grad in grads.items()})
+    empty = {name: torch.zeros_like(grad) for name, grad in grads.items() if name not in updates}
+    return updates | empty, state._replace(stacks=stacks)
+
+
+def _shared_norms(batches: list[Batch], state: State, config: Config) -> dict[str, Tensor]:
+    """The norms [slots, 2] over whole parameters, summed over their blocks wherever these are stacked."""
+    totals: dict[str, Tensor] = {}
+    sizes: dict[str, list[tuple[str, int]]] = {}
+    for stack, index, pieces, blocks in batches:
+        squared = norms_of_stack(stack, config, taken(state.stacks[stack.key], index), blocks).square()
+        sizes[stack.key] = [(piece.name, piece.region.size) for piece in pieces]
+        for (name, _), part in zip(sizes[stack.key], torch.split(squared, [n for _, n in sizes[stack.key]]), strict=True):
+            totals[name] = totals.get(name, 0) + part.sum(0)
+    return {key: torch.cat([totals[name].sqrt().expand(n, 2) for name, n in parts]) for key, parts in sizes.items()}
+
+
+def _due(plan: Layout, stack: Stack, state: State, config: Config) -> list[bool]:
+    """Whether each slot is due, read from the state: a host decision."""
+    blocks = state.stacks[stack.key]
+    turn = turns(plan.stacks, config)[stack.key] if config.cadence.staggered else [0] * stack.size
+    read = zip(blocks.step.tolist(), blocks.refreshed.tolist(), turn, strict=True)
+    return [step > last and config.cadence.due(step, own) for step, last, own in read]
+
+
+def _index(chosen: list[int], stack: Stack) -> Tensor | None:
+    return None if len(chosen) == stack.size else torch.tensor(chosen, device=stack.device)
+
+
+def unshared(old: State, new: State) -> State:
+    """`new` with a copy of every tensor that is one of `old`, so that either may be written without touching the other."""
+    stacks = {key: map_tree(_own, blocks, old.stacks[key]) for key, blocks in new.stacks.items()}
+    return State(dict(new.templates), stacks)
+
+
+def _own(new: Tensor, old: Tensor) -> Tensor:
+    return new.clone() if new is old else new

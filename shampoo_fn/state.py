@@ -1,0 +1,69 @@
+"""The state of an optimizer: stacked block states, and an empty tensor per parameter that tells its shape."""
+
+from collections.abc import Mapping
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch.func import vmap
+
+from shampoo_fn.config import Config
+from shampoo_fn.layout import Stack, gather, layout
+from shampoo_fn.tree import Tree, map_tree
+
+
+class BlockState(NamedTuple):
+    """The state of a block; in a `State` every tensor has a leading dimension over the slots of a stack."""
+
+    step: Tensor  # 0-d int64: finite gradients seen
+    skipped: Tensor  # 0-d int64: gradients skipped because they were not finite
+    finite: Tensor  # 0-d bool: whether the last gradient was finite
+    refreshed: Tensor  # 0-d int64: step of the last refresh, 0 for none
+    links: Tree  # state of the transform
+
+
+class State(NamedTuple):
+    """Everything an optimizer remembers: tensors only, so that every transform and `torch.compile` passes it through."""
+
+    templates: dict[str, Tensor]  # by parameter: an empty tensor (0, *shape) of its dtype and device
+    stacks: dict[str, BlockState]  # by stack, see `layout.py`
+
+
+def init_state(params: Mapping[str, Tensor], config: Config) -> State:
+    """The state before the first step, of parameters given by name.
+
+    Raises TypeError, with the name, for a parameter that is not a dense tensor of real floating-point numbers.
+    """
+    for name, param in params.items():
+        check_tensor("parameter", name, param)
+    templates = {name: param.detach().new_empty((0, *param.shape)) for name, param in params.items()}
+    plan = layout(templates, config)
+    values = {name: param.detach() for name, param in params.items()}
+    return State(templates, {stack.key: _init_stack(stack, gather(stack.pieces, values, plan.merged)) for stack in plan.stacks})
+
+
+def _init_stack(stack: Stack, blocks: Tensor) -> BlockState:
+    def init(block: Tensor) -> BlockState:
+        zero = torch.zeros((), dtype=torch.int64, device=block.device)
+        return BlockState(zero, zero, zero == 0, zero, stack.transform.init(block.to(work_dtype(block.dtype))))
+
+    # what does not depend on the block comes out of vmap as one value expanded over the slots: give each its own
+    state: BlockState = map_tree(lambda leaf: leaf.clone(memory_format=torch.contiguous_format), vmap(init)(blocks))
+    return state
+
+
+def work_dtype(dtype: torch.dtype) -> torch.dtype:
+    """The dtype that a block is computed in: its own, at least float32."""
+    return torch.promote_types(dtype, torch.float32)
+
+
+def check_tensor(kind: str, name: str, tensor: Tensor) -> None:
+    """Refuse what has no square or no dense blocks, by name."""
+    if not isinstance(tensor, Tensor):
+        raise TypeError(f"{kind} {name!r} is a {type(tensor).__name__}: pass a torch.Tensor")
+    if tensor.layout != torch.strided:
+        raise TypeError(f"{kind} {name!r} has layout {tensor.layout}: only dense tensors have blocks; use .to_dense()")
+    if tensor.is_complex():
+        raise TypeError(f"{kind} {name!r} is complex ({tensor.dtype}): pass torch.view_as_real of it as the parameter")
+    if not tensor.is_floating_point():
+        raise TypeError(f"{kind} {name!r} has dtype {tensor.dtype}: only floating-point tensors can be optimized; leave it out")

@@ -1,0 +1,141 @@
+"""What a transform is: a pure function from one block's update to another, with state.
+
+A transform knows one block, a small dense tensor. That a model has hundreds of them is the business of `stages.py`, which
+lifts these functions over stacks of equal blocks with `torch.func.vmap`.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from shampoo_fn.roots.solver import Roots, Solver
+from shampoo_fn.tree import Tree
+from shampoo_fn.validate import require
+
+Value = float | Tensor | Callable[[Tensor], Any]
+"""A hyper-parameter: a number, a 0-d tensor, or a schedule `step -> value` of the 0-d int64 step, counted from 1."""
+
+
+class Clock(NamedTuple):
+    """What a block knows about the present step."""
+
+    step: Tensor  # 0-d int64: how many finite gradients the block has seen, this one included
+    alive: Tensor  # 0-d bool: False if this gradient is not finite; then no state may change
+    ready: Tensor | bool  # 0-d bool: whether preconditioning has started (step >= start). True if known
+    norms: Tensor | tuple[()] = ()  # [2] norms of direction and magnitude over the whole parameter, if asked for
+    certain: bool = False  # whether `alive` is known to hold, so that nothing need be selected by it
+
+
+class Request(NamedTuple):
+    """What a preconditioner asks `solve` for, for one Kronecker factor of one block."""
+
+    factor: Tensor  # [n, n], or [n] for a diagonal one; bias-corrected
+    boost: Tensor  # 0-d: factor on the ridge, grown after failures
+
+
+class RootSpec(NamedTuple):
+    """The part of a request that is the same for all blocks of one shape: X = (A + ridge I)^(-exponent)."""
+
+    n: int
+    full: bool  # a matrix, or a diagonal that needs no decomposition
+    exponent: float
+    solver: Solver
+
+
+class Transform(ABC):
+    """One link: `update` maps the running update of a block; where `clock.alive` is False its state must stay as it is.
+
+    The three stages of a step call, in this order, `accumulate` (statistics from the raw gradient), `jobs` and `install`
+    (inverse roots), and `update`. A link without statistics has `init` and `update` only.
+    """
+
+    @abstractmethod
+    def init(self, param: Tensor) -> Tree:
+        """State for a block like `param`; `()` for none."""
+
+    @abstractmethod
+    def update(self, update: Tensor, state: Tree, param: Tensor | None, clock: Clock) -> tuple[Tensor, Tree]:
+        """The next update and state, both new; shapes and dtypes as given."""
+
+    def accumulate(self, update: Tensor, state: Tree, param: Tensor | None, clock: Clock) -> Tree:
+        """The state with this gradient in its statistics."""
+        return state
+
+    def root_specs(self, shape: tuple[int, ...]) -> dict[str, RootSpec]:
+        """The roots that a block of this shape needs, by path."""
+        return {}
+
+    def jobs(self, state: Tree, clock: Clock) -> dict[str, Request]:
+        """The factors to take roots of, with the keys of `root_specs`."""
+        return {}
+
+    def install(self, state: Tree, solved: dict[str, Roots], clock: Clock) -> Tree:
+        """The state with new roots where they are good; only `RootState`s may change."""
+        return state
+
+    def norms(self, update: Tensor, state: Tree, param: Tensor | None, clock: Clock) -> Tensor:
+        """Norms [2] of direction and magnitude, for grafting by whole parameters."""
+        return update.new_zeros(2)
+
+    def select(self, name: str, shape: tuple[int, ...]) -> "Transform":
+        """The transform for the parameter of this name and merged shape."""
+        return self
+
+    @property
+    def reads_params(self) -> bool:
+        """Whether `update` needs the parameter itself."""
+        return False
+
+    @property
+    def reads_norms(self) -> bool:
+        """Whether `update` needs `clock.norms`."""
+        return False
+
+    @property
+    def has_statistics(self) -> bool:
+        """Whether `accumulate` does anything."""
+        return False
+
+
+def value_at(value: Value, step: Tensor) -> Any:
+    """The hyper-parameter at this step: a number or a 0-d tensor."""
+    return value(step) if callable(value) else value
+
+
+def check_value(field: str, value: Value, low: float, high: float, allowed: str) -> None:
+    """Refuse a number outside [low, high); tensors and schedules are taken on trust, their values are not readable here."""
+    if isinstance(value, Tensor):
+        require(value.dim() == 0, field, tuple(value.shape), "a 0-d tensor, not one of this shape")
+    elif not callable(value):
+        numeric = isinstance(value, int | float) and not isinstance(value, bool)
+        require(numeric and low <= value < high, field, value, allowed)
+
+
+def moving_average(old: Tensor, new: Tensor, beta: Value, clock: Clock) -> Tensor:
+    """`beta old + (1 - beta) new`, or the sum `old + new` if beta is the number 1; `old` itself where not alive."""
+    if isinstance(beta, int | float) and beta == 1:
+        return chosen(clock.certain or clock.alive, old + new, old)
+    # a weight of zero leaves `old` to the bit; selecting afterwards would read and write every state once more
+    weight = torch.as_tensor(1 - value_at(beta, clock.step), dtype=old.dtype, device=old.device)
+    # also where all are alive: a weight per block and one for all round differently
+    return torch.lerp(old, new.to(old.dtype), weight * clock.alive)
+
+
+def chosen(condition: Tensor | bool, yes: Tensor, no: Tensor | float) -> Tensor:
+    """`torch.where` that costs nothing for a condition that is known to hold."""
+    return yes if condition is True else torch.where(torch.as_tensor(condition), yes, no)
+
+
+def bias_correction(beta: Value, clock: Clock, dtype: torch.dtype, *, ahead: Any = None) -> Any:
+    """`1 - beta^t`, or with a number `ahead` `1 - ahead beta^(t-1)`; 1 for sums (beta = 1) and at beta = 0."""
+    if isinstance(beta, int | float) and beta in (0, 1):
+        return 1.0
+    now = value_at(beta, clock.step)
+    logarithm = torch.log(torch.as_tensor(now, dtype=dtype, device=clock.step.device))
+    step = clock.step.clamp_min(1).to(dtype)  # before the first finite gradient there is nothing to correct
+    if ahead is None:
+        return -torch.expm1(step * logarithm)  # 1 - beta^t without cancellation for beta near 1
+    return 1 - ahead * torch.exp((step - 1) * logarithm)
