@@ -1,0 +1,103 @@
+"""The optimizer inside torch.compile: two graphs for a whole training run, and the numbers of eager mode."""
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+
+from shampoo_fn import Config, accumulate, apply_updates, init_state, is_due, precondition, refresh, shampoo, update
+from tests.training import batch, model, parameters, train_step
+
+
+class Counter:
+    """A backend that runs graphs as they are and counts them."""
+
+    def __init__(self) -> None:
+        self.graphs = 0
+
+    def __call__(self, graph: torch.fx.GraphModule, example_inputs: list[torch.Tensor]) -> Callable[..., Any]:
+        self.graphs += 1
+        return graph.forward
+
+
+@pytest.fixture(autouse=True)
+def fresh_compiler() -> None:
+    torch._dynamo.reset()
+
+
+def trained(config: Config, steps: int, step: Any, lr: torch.Tensor, *, traced: bool) -> tuple[Any, Any]:
+    torch.manual_seed(0)
+    module, data = model(), batch()
+    params = parameters(module)
+    state = init_state(params, config)
+    for t in range(1, steps + 1):
+        lr.fill_(0.02 * (1 - t / (2 * steps)))
+        options = {"refresh": is_due(t, config)} if traced else {}
+        params, state, _ = step(module, params, state, config, data, **options)
+    return params, state
+
+
+def test_fifty_steps_with_a_changing_lr_are_two_graphs_with_the_numbers_of_eager_mode() -> None:
+    lr = torch.tensor(0.0, dtype=torch.float64)
+    config = shampoo(lr=lr, weight_decay=0.01, momentum=0.9, precondition_frequency=5)
+    counter = Counter()
+    compiled = torch.compile(train_step, backend=counter, fullgraph=True)
+    params, state = trained(config, 50, compiled, lr, traced=True)
+    expected, expected_state = trained(config, 50, train_step, lr, traced=False)
+    assert counter.graphs == 2
+    for name in params:
+        torch.testing.assert_close(params[name], expected[name], rtol=1e-6, atol=1e-9)
+    for key, blocks in state.stacks.items():
+        torch.testing.assert_close(blocks.step, expected_state.stacks[key].step)
+        torch.testing.assert_close(blocks.refreshed, expected_state.stacks[key].refreshed)
+
+
+def test_a_schedule_is_part_of_the_graph() -> None:
+    config = shampoo(lr=lambda step: 0.02 * (1 - step / 12), precondition_frequency=3)
+    counter, unused = Counter(), torch.tensor(0.0)
+    compiled = torch.compile(train_step, backend=counter, fullgraph=True)
+    params, _ = trained(config, 6, compiled, unused, traced=True)
+    expected, _ = trained(config, 6, train_step, unused, traced=False)
+    assert counter.graphs == 2
+    for name in params:
+        torch.testing.assert_close(params[name], expected[name], rtol=1e-6, atol=1e-9)
+
+
+def test_inductor_gives_the_numbers_of_eager_mode() -> None:
+    lr = torch.tensor(0.0, dtype=torch.float64)
+    config = shampoo(lr=lr, precondition_frequency=4)
+    compiled = torch.compile(train_step, fullgraph=True)
+    params, _ = trained(config, 5, compiled, lr, traced=True)
+    expected, _ = trained(config, 5, train_step, lr, traced=False)
+    for name in params:
+        torch.testing.assert_close(params[name], expected[name], rtol=1e-6, atol=1e-9)
+
+
+def test_a_staggered_step_compiles_in_two_parts_around_an_eager_refresh() -> None:
+    torch.manual_seed(0)
+    config = shampoo(lr=0.01, precondition_frequency=3, staggered=True)
+    counter = Counter()
+    first = torch.compile(accumulate, backend=counter, fullgraph=True)
+    last = torch.compile(precondition, backend=counter, fullgraph=True)
+    params = {"a": torch.randn(4, 3), "b": torch.randn(4, 3)}
+    expected, state = dict(params), init_state(params, config)
+    expected_state = state
+    for _ in range(7):
+        grads = {name: torch.randn(4, 3) for name in params}
+        state = refresh(first(grads, state, config), config)
+        updates, state = last(grads, state, config)
+        params = apply_updates(params, updates)
+        updates, expected_state = update(grads, expected_state, config)
+        expected = apply_updates(expected, updates)
+    assert counter.graphs == 2
+    for name in params:
+        torch.testing.assert_close(params[name], expected[name])
+
+
+def test_refresh_must_be_given_inside_a_compiled_step() -> None:
+    module, data, config = model(), batch(), shampoo()
+    params = parameters(module)
+    compiled = torch.compile(train_step, backend="eager", fullgraph=True)
+    with pytest.raises(Exception, match="refresh=None under tracing"):
+        compiled(module, params, init_state(params, config), config, data)
