@@ -13,7 +13,7 @@ train: $(READY)
 	$(BIN)/python -m benchmarks.train $(ARGS)
 
 test: lint
-	$(BIN)/pytest
+	$(BIN)/pytest -n auto
 
 lint: $(READY)
 	$(BIN)/ruff format --check

@@ -1,0 +1,365 @@
+"""What a wrong call says: the field or parameter, its value, and what to do instead."""
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from shampoo_fn import (
+    EMA,
+    Adagrad,
+    Adam,
+    Blocking,
+    ByShape,
+    Cadence,
+    Chain,
+    Config,
+    CoupledNewton,
+    Eigh,
+    FixedRMS,
+    Graft,
+    Identity,
+    Kronecker,
+    Momentum,
+    Preconditioned,
+    PseudoInverse,
+    RMSprop,
+    Scale,
+    State,
+    WeightDecay,
+    When,
+    accumulate,
+    apply_updates,
+    from_dict,
+    init_state,
+    precondition,
+    refresh,
+    shampoo,
+    to_dict,
+    update,
+)
+from tests.support import randn
+
+NAN, INF = float("nan"), float("inf")
+LINK = Scale(0.1)
+
+# what is called, its wrong argument and the value; the message must name both, and say what is allowed
+WRONG: list[tuple[Callable[..., Any], str, Any, str]] = [
+    *((Scale, "lr", wrong, ">= 0") for wrong in (-1, NAN, INF, "0.1", None, True)),
+    (Scale, "lr", torch.ones(2), "0-d tensor"),
+    *((WeightDecay, "weight_decay", wrong, ">= 0") for wrong in (-0.1, NAN, INF, "a")),
+    *((Momentum, "momentum", wrong, "[0, 1)") for wrong in (1.0, -0.1, NAN, None)),
+    *((Momentum, "dampening", wrong, "[0, 1)") for wrong in (1.0, -0.1)),
+    (Momentum, "nesterov", 1, "True or False"),
+    *((EMA, "beta", wrong, "[0, 1)") for wrong in (1.0, -0.1, NAN, "a")),
+    *((EMA, "beta3", wrong, "[0, 1)") for wrong in (1.0, -0.1)),
+    (lambda beta3: EMA(0.9, beta3=beta3, nesterov=True), "beta3", 0.5, "nesterov"),
+    *((make, "epsilon", wrong, "> 0") for make in (Adagrad, RMSprop, Adam) for wrong in (0.0, -1e-8, INF, NAN)),
+    *((make, "beta2", wrong, "[0, 1)") for make in (RMSprop, Adam) for wrong in (1.0, -0.1, None)),
+    *((FixedRMS, "rms", wrong, "> 0") for wrong in (0.0, -1.0, INF, NAN)),
+    *((Kronecker, "beta2", wrong, "[0, 1]") for wrong in (1.1, -0.1, NAN)),
+    *((Kronecker, "exponent", wrong, "[0, 1]") for wrong in (1.5, -0.5, "half", True)),
+    (lambda exponent: Kronecker(exponent={2: exponent}), "exponent", 2.0, "[0, 1]"),
+    (lambda exponent: Kronecker(exponent={2: exponent}), "exponent", (0.5,), "2 modes"),
+    (lambda exponent: Kronecker(exponent={exponent: 0.5}), "exponent", 0, "orders"),
+    *((Kronecker, "factors", wrong, "'diagonal'") for wrong in ("none", None, 1)),
+    (lambda factors: Kronecker(factors={3: factors}), "factors", ("full", "skip"), "3 modes"),
+    (Kronecker, "max_full_dim", 0, ">= 1"),
+    (Kronecker, "solver", "eigh", "Eigh()"),
+    *((Kronecker, "factor_dtype", wrong, "torch.float32") for wrong in (torch.bfloat16, torch.float16, torch.int64)),
+    (Kronecker, "root_dtype", torch.int32, "floating"),
+    *((make, "relative_epsilon", -1e-6, ">= 0") for make in (Eigh, CoupledNewton, PseudoInverse)),
+    *((make, "epsilon", INF, ">= 0") for make in (Eigh, CoupledNewton, PseudoInverse)),
+    *((make, "dtype", torch.bfloat16, "torch.float64") for make in (Eigh, CoupledNewton, PseudoInverse)),
+    (Eigh, "exact_derivative", 1, "True or False"),
+    (CoupledNewton, "max_iterations", 0, ">= 1"),
+    (CoupledNewton, "tolerance", 0.0, "(0, 1)"),
+    *((PseudoInverse, "rank_tolerance", wrong, "(0, 1)") for wrong in (0.0, 1.0)),
+    *((lambda direction: Graft(direction, Adam()), "direction", wrong, "Kronecker()") for wrong in (None, EMA(0.9))),
+    (lambda magnitude: Graft(Kronecker(), magnitude), "magnitude", "adam", "Adam()"),
+    (lambda norm: Graft(Kronecker(), Adam(), norm), "norm", "global", "'tensor'"),
+    (Preconditioned, "preconditioner", LINK, "Kronecker()"),
+    (lambda filter: Preconditioned(Adam(), filter), "filter", 0.9, "EMA(0.9)"),
+    (lambda filter: Preconditioned(Adam(), filter), "filter", Preconditioned(Adam()), "without statistics"),
+    (lambda rate: Chain(rate=rate), "rate", 0.1, "Scale(1e-3)"),
+    (lambda **links: Chain(), "links", {}, "Chain(rate="),
+    (When, "transform", Adam(), "a Transform"),
+    (lambda name: When(LINK, name=name), "name", 3, "glob"),
+    (ByShape, "default", Adam(), "a Transform"),
+    (lambda rules: ByShape(LINK, rules), "rules", [When(LINK)], "tuple of When"),
+    *((Blocking, "max_preconditioner_dim", wrong, ">= 1") for wrong in (0, 2.5, True, None)),
+    (Blocking, "merge_target_dim", 0, ">= 1"),
+    (Blocking, "merge_dims", "yes", "True or False"),
+    (Blocking, "large_dim", "diagonal", "'block'"),
+    *((Cadence, field, wrong, ">= 1") for field in ("frequency", "start") for wrong in (0, -1, 1.5, True)),
+    (Cadence, "staggered", 1, "True or False"),
+    *((Cadence, "dense_until", wrong, ">= 0") for wrong in (-1, 1.5, True)),
+    (Config, "transform", Adam(), "a Transform"),
+    (lambda blocking: Config(LINK, blocking), "blocking", 128, "a Blocking"),
+    (lambda cadence: Config(LINK, cadence=cadence), "cadence", 10, "a Cadence"),
+    (lambda nonfinite: Config(LINK, nonfinite=nonfinite), "nonfinite", "ignore", "'propagate'"),
+    *(
+        (
+            lambda max_root_failures: Config(LINK, max_root_failures=max_root_failures),
+            "max_root_failures",
+            wrong,
+            ">= 1",
+        )
+        for wrong in (0, 2.5)
+    ),
+    (shampoo, "lr", -1.0, ">= 0"),
+    *((shampoo, "betas", wrong, "pair") for wrong in (0.9, (0.9,), (0.9, 0.95, 0.99))),
+    (lambda beta: shampoo(betas=(beta, 0.95)), "beta", 1.0, "[0, 1)"),
+    (lambda beta2: shampoo(betas=(0.9, beta2)), "beta2", 1.5, "[0, 1]"),
+    (shampoo, "exponent", 2.0, "[0, 1]"),
+    (lambda magnitude: shampoo(grafting=magnitude), "magnitude", "adam", "Adam()"),
+    (shampoo, "weight_decay", -0.1, ">= 0"),
+    (shampoo, "momentum", 1.0, "[0, 1)"),
+    (lambda momentum: shampoo(momentum=momentum, nesterov=True), "momentum", 0.0, "nesterov"),
+    (lambda momentum: shampoo(momentum=momentum, dampening=0.1), "momentum", 0.0, "dampening"),
+    (lambda dampening: shampoo(momentum=0.9, dampening=dampening), "dampening", 1.0, "[0, 1)"),
+    (lambda nesterov: shampoo(momentum=0.9, nesterov=nesterov), "nesterov", 2, "True or False"),
+    (shampoo, "beta3", 1.0, "[0, 1)"),
+    (lambda frequency: shampoo(precondition_frequency=frequency), "frequency", 0, ">= 1"),
+    (lambda start: shampoo(start_preconditioning_step=start), "start", 0, ">= 1"),
+    (shampoo, "staggered", "yes", "True or False"),
+    (shampoo, "dense_until", -1, ">= 0"),
+    (shampoo, "solver", "eigh", "Eigh()"),
+    (shampoo, "max_preconditioner_dim", 0, ">= 1"),
+    (shampoo, "merge_dims", None, "True or False"),
+    (shampoo, "large_dim", "whole", "'adagrad'"),
+    (shampoo, "vectors", "none", "'diagonal' or 'full'"),
+    (lambda name: shampoo(diagonal=name), "name", 3, "glob"),
+    (shampoo, "factor_dtype", torch.bfloat16, "torch.float32"),
+    (shampoo, "root_dtype", torch.int8, "floating"),
+    (shampoo, "nonfinite", "ignore", "'skip'"),
+]
+
+
+def described(row: tuple[Callable[..., Any], str, Any, str]) -> str:
+    make, field, value, _ = row
+    return f"{getattr(make, '__name__', '')}-{field}-{value!r}".replace("<lambda>", "")
+
+
+@pytest.mark.parametrize(("make", "field", "value", "allowed"), WRONG, ids=[described(row) for row in WRONG])
+def test_a_wrong_option_is_refused_by_name_with_its_value_and_what_is_allowed(
+    make: Callable[..., Any], field: str, value: Any, allowed: str
+) -> None:
+    with pytest.raises(ValueError, match=field) as caught:
+        make(**{field: value})
+    message = str(caught.value)
+    shown = tuple(value.shape) if isinstance(value, Tensor) else value
+    assert message.startswith(f"{field}={shown!r}: must be "), message
+    assert allowed in message
+
+
+def test_an_unknown_option_is_refused_by_name() -> None:
+    with pytest.raises(TypeError, match="grafting_type"):
+        shampoo(grafting_type="adam")  # type: ignore[call-arg]
+
+
+def test_two_links_with_statistics_are_refused_by_name() -> None:
+    with pytest.raises(ValueError, match=r"links=\['first', 'second'\]: must be a chain with at most one"):
+        Chain(first=Preconditioned(Adam()), second=Preconditioned(Kronecker()))
+
+
+# ---- calls ----
+
+
+CONFIG = Config(Chain(precondition=Preconditioned(Kronecker()), decay=WeightDecay(0.1), rate=Scale(0.1)))
+STAGES = {"update": update, "accumulate": accumulate, "precondition": precondition}
+every_stage = pytest.mark.parametrize("stage", STAGES.values(), ids=STAGES)
+
+
+@pytest.fixture
+def params() -> dict[str, Tensor]:
+    return {"layer.weight": randn(4, 3), "layer.bias": randn(4, seed=1)}
+
+
+@pytest.fixture
+def state(params: dict[str, Tensor]) -> State:
+    return init_state(params, CONFIG)
+
+
+UNFIT = {
+    "complex64": (torch.zeros(2, dtype=torch.complex64), "torch.view_as_real"),
+    "complex128": (torch.zeros(2, dtype=torch.complex128), "torch.view_as_real"),
+    "sparse": (torch.eye(2).to_sparse(), ".to_dense()"),
+    "int64": (torch.zeros(2, dtype=torch.int64), "leave it out"),
+    "bool": (torch.zeros(2, dtype=torch.bool), "leave it out"),
+    "number": (1.0, "torch.Tensor"),
+    "none": (None, "torch.Tensor"),
+}
+
+
+@pytest.mark.parametrize(("value", "remedy"), UNFIT.values(), ids=UNFIT)
+def test_a_parameter_that_is_not_dense_and_real_is_refused_by_name(value: Any, remedy: str) -> None:
+    with pytest.raises(TypeError, match=r"parameter 'layer\.odd'") as caught:
+        init_state({"layer.weight": randn(4, 3), "layer.odd": value}, CONFIG)
+    assert remedy in str(caught.value)
+
+
+@pytest.mark.parametrize(("value", "remedy"), UNFIT.values(), ids=UNFIT)
+@every_stage
+def test_a_gradient_that_is_not_dense_and_real_is_refused_by_name(
+    stage: Callable[..., Any], value: Any, remedy: str, state: State, params: dict[str, Tensor]
+) -> None:
+    with pytest.raises(TypeError, match=r"gradient 'layer\.bias'") as caught:
+        stage({"layer.weight": randn(4, 3), "layer.bias": value}, state, CONFIG, params)
+    assert remedy in str(caught.value)
+
+
+@every_stage
+def test_a_gradient_of_another_shape_is_refused_by_name(
+    stage: Callable[..., Any], state: State, params: dict[str, Tensor]
+) -> None:
+    with pytest.raises(ValueError, match=r"gradient 'layer\.weight' has shape \(3, 4\).* \(4, 3\).*init_state"):
+        stage({"layer.weight": randn(3, 4)}, state, CONFIG, params)
+
+
+@every_stage
+def test_a_parameter_of_another_shape_is_refused_by_name(
+    stage: Callable[..., Any], state: State, params: dict[str, Tensor]
+) -> None:
+    with pytest.raises(ValueError, match=r"parameter 'layer\.weight' has shape \(2, 2\).* \(4, 3\)"):
+        stage({"layer.weight": randn(4, 3)}, state, CONFIG, params | {"layer.weight": randn(2, 2)})
+
+
+@every_stage
+def test_a_gradient_on_another_device_is_refused_by_name(
+    stage: Callable[..., Any], state: State, params: dict[str, Tensor]
+) -> None:
+    with pytest.raises(ValueError, match=r"gradient 'layer\.weight' is on meta, its state on cpu"):
+        stage({"layer.weight": randn(4, 3).to("meta")}, state, CONFIG, params)
+
+
+@every_stage
+def test_an_unknown_gradient_is_refused_by_name(stage: Callable[..., Any], state: State, params: dict[str, Tensor]) -> None:
+    with pytest.raises(KeyError, match=r"gradient 'head\.weight' has no state: init_state was called with layer\.weight"):
+        stage({"head.weight": randn(4, 3)}, state, CONFIG, params)
+
+
+@every_stage
+def test_leaving_out_params_shows_the_right_call(stage: Callable[..., Any], state: State) -> None:
+    with pytest.raises(ValueError, match=r"params=None.*weight decay.*update\(grads, state, config, params\)"):
+        stage({"layer.weight": randn(4, 3)}, state, CONFIG)
+
+
+@every_stage
+def test_params_that_lack_a_gradients_parameter_are_refused_by_name(
+    stage: Callable[..., Any], state: State, params: dict[str, Tensor]
+) -> None:
+    with pytest.raises(KeyError, match=r"params has no 'layer\.bias'"):
+        stage({"layer.bias": randn(4)}, state, CONFIG, {"layer.weight": params["layer.weight"]})
+
+
+def test_params_are_not_asked_for_where_no_link_reads_them() -> None:
+    config = Config(Chain(precondition=Preconditioned(Identity()), rate=Scale(0.1)))
+    grads = {"w": randn(2, 2)}
+    updates, _ = update(grads, init_state(grads, config), config)
+    assert torch.equal(updates["w"], -0.1 * grads["w"])
+
+
+@pytest.mark.parametrize("wrong", [1, "yes"])
+def test_a_refresh_that_is_no_truth_value_is_refused(wrong: Any, state: State, params: dict[str, Tensor]) -> None:
+    with pytest.raises(ValueError, match=f"refresh={wrong!r}: must be True, False or None"):
+        update(params, state, CONFIG, params, refresh=wrong)
+
+
+def test_refresh_of_an_unknown_parameter_is_refused_by_name(state: State) -> None:
+    with pytest.raises(KeyError, match="head"):
+        refresh(state, CONFIG, names=["head.weight"])
+
+
+def test_an_update_without_parameter_is_refused_by_name(params: dict[str, Tensor]) -> None:
+    with pytest.raises(KeyError, match=r"update 'head\.weight' has no parameter"):
+        apply_updates(params, {"head.weight": randn(4, 3)})
+
+
+def test_a_refused_call_leaves_everything_as_it_was(state: State, params: dict[str, Tensor]) -> None:
+    saved = to_dict(state, CONFIG)
+    with pytest.raises(KeyError):
+        update({"layer.weight": randn(4, 3), "head.weight": randn(2)}, state, CONFIG, params)
+    assert torch.equal(to_dict(state, CONFIG)["layer.weight"]["0"]["step"], saved["layer.weight"]["0"]["step"])
+
+
+def test_an_exponent_that_coupled_newton_has_no_root_for_is_refused() -> None:
+    params = {"w": randn(4, 3)}
+    config = Config(Chain(precondition=Preconditioned(Kronecker(exponent=0.4, solver=CoupledNewton()))))
+    with pytest.raises(ValueError, match=r"exponent=0\.4: must be one over an integer.*Eigh"):
+        update(params, init_state(params, config), config, params)
+
+
+def test_by_shape_says_that_it_must_be_resolved_first() -> None:
+    chooser = ByShape(LINK)
+    with pytest.raises(TypeError, match=r"call select\(name, shape\) first"):
+        chooser.init(randn(2))
+
+
+# ---- checkpoints ----
+
+
+def saved(shapes: dict[str, tuple[int, ...]], config: Config = CONFIG) -> dict[str, dict[str, dict[str, Tensor]]]:
+    return to_dict(init_state({name: torch.zeros(shape) for name, shape in shapes.items()}, config), config)
+
+
+SHAPES = {"layer.weight": (4, 3), "layer.bias": (4,)}
+
+
+def test_to_dict_of_an_unknown_parameter_is_refused_by_name(state: State) -> None:
+    with pytest.raises(KeyError, match=r"parameter 'head\.weight' has no state"):
+        to_dict(state, CONFIG, {"head.weight": randn(2)})
+
+
+@pytest.mark.parametrize(
+    ("checkpoint", "error", "message"),
+    [
+        pytest.param(saved({"layer.weight": (4, 3)}), KeyError, r"no parameter 'layer\.bias'.*another model", id="missing"),
+        pytest.param(saved(SHAPES | {"head": (2,)}), KeyError, "has parameter 'head'.*another model", id="unknown"),
+        pytest.param(
+            saved(SHAPES | {"layer.weight": (5, 3)}),
+            ValueError,
+            r"parameter 'layer\.weight', block 0, entry '.*' has shape \(5, 5\) in the checkpoint, \(4, 4\) here",
+            id="other shape",
+        ),
+        pytest.param(
+            saved(SHAPES, Config(CONFIG.transform, Blocking(2))),
+            ValueError,
+            r"layer\.weight.*another max_preconditioner_dim",
+            id="other blocks",
+        ),
+        pytest.param(
+            saved(SHAPES, Config(Chain(rate=Scale(0.1)))),
+            KeyError,
+            r"no entry 'links\.precondition.*' \(parameter 'layer\.weight'.*another config",
+            id="other config",
+        ),
+        pytest.param(
+            saved({"layer.weight": (0, 3), "layer.bias": (4,)}),
+            KeyError,
+            r"no block '0' \(parameter 'layer\.weight'",
+            id="empty parameter",
+        ),
+    ],
+)
+def test_a_checkpoint_of_another_model_is_refused_by_name(
+    checkpoint: dict[str, Any], error: type[Exception], message: str, params: dict[str, Tensor]
+) -> None:
+    with pytest.raises(error, match=message):
+        from_dict(checkpoint, CONFIG, params)
+
+
+def test_a_checkpoint_of_finer_blocks_is_refused(params: dict[str, Tensor]) -> None:
+    fine = Config(CONFIG.transform, Blocking(2))
+    with pytest.raises((KeyError, ValueError), match=r"layer\.weight"):
+        from_dict(to_dict(init_state(params, fine), fine), CONFIG, params)
+    with pytest.raises((KeyError, ValueError), match=r"layer\.weight"):
+        from_dict(to_dict(init_state(params, CONFIG), CONFIG), fine, params)
+
+
+def test_a_checkpoint_with_entries_that_the_config_does_not_know_is_refused(params: dict[str, Tensor]) -> None:
+    plain = Config(Chain(rate=Scale(0.1)))
+    with pytest.raises((KeyError, ValueError), match=r"links\.precondition"):
+        from_dict(to_dict(init_state(params, CONFIG), CONFIG), plain, params)
