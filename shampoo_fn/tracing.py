@@ -5,15 +5,17 @@ from typing import ParamSpec, TypeVar
 
 import torch
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensor
 
 P = ParamSpec("P")
 R = TypeVar("R")
 
 
 def is_traced(tensor: Tensor) -> bool:
-    """True inside `torch.compile`, and for a tensor wrapped by `vmap`, `grad`, `jvp` or `functionalize`."""
+    """True inside `torch.compile`, for a tensor wrapped by `vmap`, `grad`, `jvp` or `functionalize`, and for a fake one."""
     # torch.func has no public query for this; this one has had its name and meaning since torch 2.0
-    return torch.compiler.is_compiling() or torch._C._functorch.is_functorch_wrapped_tensor(tensor)
+    wrapped = torch._C._functorch.is_functorch_wrapped_tensor(tensor)
+    return torch.compiler.is_compiling() or wrapped or isinstance(tensor, FakeTensor)
 
 
 def fixed(value: float) -> float:

@@ -11,9 +11,7 @@ so callers take turns (they would compete for the same cores); a foreign thread 
 """
 
 import threading
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 
 import torch
 from torch import Tensor
@@ -21,56 +19,57 @@ from torch.linalg import LinAlgError  # type: ignore[attr-defined]  # documented
 
 Pairs = tuple[Tensor, Tensor]
 
-# batch * n^3 below which starting threads costs more than it gains: two to four milliseconds of one core
-WORTH_A_POOL = 2**22
+# batch * n^3 below which starting threads may cost more than it gains, about 7 ms of one core: besides their own start, the
+# OpenMP threads of whatever torch did before go on spinning for a while and hold their cores
+WORTH_A_POOL = 2**24
 TURN = threading.Lock()
 
 
 def eigh_by_threads(matrices: Tensor) -> Pairs:
     """`torch.linalg.eigh` of [batch, n, n], over as many threads as torch uses; NaN where LAPACK does not converge."""
+    matrices = matrices.detach()
+    with torch.inference_mode(False):  # a worker is not in this mode, and could not write to tensors that are
+        # in the layout that LAPACK writes, so that threads write their results in place
+        values, vectors = matrices.new_empty(matrices.shape[:-1]), matrices.new_empty(matrices.shape).mT
     with TURN:
         allowed = torch.get_num_threads()
         if allowed == 1 or matrices.numel() * matrices.shape[-1] < WORTH_A_POOL:
-            return _alone(matrices, allowed)
-        threads = min(allowed, len(matrices))
-        # short chunks, dealt out as threads become free: a core that is busy elsewhere holds up one chunk only
-        chunks = matrices.chunk(threads * 4)
-        with ThreadPoolExecutor(threads) as pool:
-            initial = pool.submit(torch.get_num_threads).result()
-            values, vectors = zip(*pool.map(lambda chunk: _alone(chunk, initial), chunks), strict=True)
-        return torch.cat(values), torch.cat(vectors)
+            _alone(matrices, values, vectors, allowed)
+        else:
+            _spread(matrices, values, vectors, min(allowed, len(matrices)))
+    return values, vectors
 
 
 def eigh_one_by_one(matrices: Tensor) -> Pairs:
     """`torch.linalg.eigh` of [batch, n, n] in this thread; NaN where LAPACK does not converge."""
-    try:
-        return _eigh(matrices)
-    except LinAlgError:
-        pairs = [_one(matrix) for matrix in matrices]
-        return torch.stack([w for w, _ in pairs]), torch.stack([q for _, q in pairs])
+    values, vectors = matrices.new_empty(matrices.shape[:-1]), matrices.new_empty(matrices.shape).mT
+    _solve(matrices, values, vectors)
+    return values, vectors
 
 
-def _alone(matrices: Tensor, initial: int) -> Pairs:
-    with _one_thread(initial):
-        return eigh_one_by_one(matrices)
+def _spread(matrices: Tensor, values: Tensor, vectors: Tensor, threads: int) -> None:
+    with ThreadPoolExecutor(threads) as pool:
+        initial = pool.submit(torch.get_num_threads).result()
+        # short chunks, dealt out as threads become free: a core that is busy elsewhere holds up one chunk only
+        chunked = [tensor.chunk(threads * 4) for tensor in (matrices, values, vectors)]
+        for done in [pool.submit(_alone, a, w, q, initial) for a, w, q in zip(*chunked, strict=True)]:
+            done.result()
 
 
-@contextmanager
-def _one_thread(initial: int) -> Iterator[None]:
+def _alone(matrices: Tensor, values: Tensor, vectors: Tensor, initial: int) -> None:
     torch.set_num_threads(1)
     try:
-        yield
+        _solve(matrices, values, vectors)
     finally:
         torch.set_num_threads(initial)
 
 
-def _eigh(matrices: Tensor) -> Pairs:
-    values, vectors = torch.linalg.eigh(matrices)
-    return values, vectors
-
-
-def _one(matrix: Tensor) -> Pairs:
+def _solve(matrices: Tensor, values: Tensor, vectors: Tensor) -> None:
     try:
-        return _eigh(matrix)
+        torch.linalg.eigh(matrices, out=(values, vectors))
     except LinAlgError:
-        return torch.full_like(matrix[0], torch.nan), torch.full_like(matrix, torch.nan)
+        for index, matrix in enumerate(matrices):
+            try:
+                values[index], vectors[index] = torch.linalg.eigh(matrix)
+            except LinAlgError:
+                values[index], vectors[index] = torch.nan, torch.nan

@@ -1,0 +1,53 @@
+"""Choose an inverse-root solver by what is to be solved and where."""
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from shampoo_fn.roots.eigh import Eigh
+from shampoo_fn.roots.minimax import Minimax
+from shampoo_fn.roots.rational import Rational
+from shampoo_fn.roots.ridge import ridged_diagonal
+from shampoo_fn.roots.solver import Roots, Solver
+
+# below it the rounding of float32 factors decides the root, and only float64 work keeps the residual small
+SMALLEST_RIDGE_FOR_FLOAT32 = 1e-6
+
+
+@dataclass(frozen=True)
+class Auto(Solver):
+    """The solver that fits the device, the exponent and the ridge.
+
+    On a CPU: `Eigh` in float64. On an accelerator, where eigendecompositions are slow and matrix products fast: `Minimax` for
+    the exponents it has, `Rational` for others in its range, from ridges of 1e-6 upwards; `Eigh` for what is left.
+    `describe(matrices, exponent)` says what was chosen and why.
+    """
+
+    def __call__(self, matrices: Tensor, exponent: float, boost: Tensor | None = None) -> Roots:
+        return self.choose(matrices, exponent)(matrices, exponent, boost)
+
+    def diagonal(self, diagonals: Tensor, exponent: float, boost: Tensor | None = None) -> Tensor:
+        return ridged_diagonal(diagonals, exponent, relative_epsilon=self.relative_epsilon, epsilon=self.epsilon, boost=boost)
+
+    def choose(self, matrices: Tensor, exponent: float) -> Solver:
+        """The solver for `matrices` [batch, n, n] and this exponent; it depends on no value in them."""
+        return self._decide(matrices.device.type, exponent)[0]
+
+    def describe(self, matrices: Tensor, exponent: float) -> str:
+        """One line: what `choose` gives, and why."""
+        solver, reason = self._decide(matrices.device.type, exponent)
+        shape = "x".join(map(str, matrices.shape))
+        return f"{solver} for {shape} on {matrices.device.type}, exponent {exponent:g}: {reason}"
+
+    def _decide(self, device: str, exponent: float) -> tuple[Solver, str]:
+        relative_epsilon, epsilon = self.relative_epsilon, self.epsilon
+        exact = Eigh(relative_epsilon, epsilon)
+        if device == "cpu":
+            return exact, "on a CPU a float64 eigendecomposition is the most accurate and costs no more than the others"
+        if relative_epsilon < SMALLEST_RIDGE_FOR_FLOAT32:
+            return exact, f"a relative ridge below {SMALLEST_RIDGE_FOR_FLOAT32:g} needs the digits of float64"
+        if 1 / exponent in (2, 4, 6, 8):
+            return Minimax(relative_epsilon, epsilon), "matrix products only, no host synchronisation"
+        if 0.05 <= exponent <= 0.95:
+            return Rational(relative_epsilon, epsilon), "any exponent by Cholesky factorisations, no host synchronisation"
+        return exact, "the only solver for this exponent"

@@ -1,0 +1,56 @@
+"""A polynomial of a symmetric matrix in few products (Paterson and Stockmeyer 1973), in Chebyshev form.
+
+Coefficients multiply `T_k(S)`, `S = 2 M - I`, for eigenvalues of M in [0, 1]: there `|T_k| <= 1`, so coefficients are no larger
+than the polynomial and nothing cancels. Products are saved by `2 T_j T_k = T_(j+k) + T_(j-k)`: with T_2 (or T_3) at hand, a
+combination of low ones times it yields all the high ones at once, plus low ones that are taken off again:
+
+    degree 4:  T_2 (2 a_3 T_1 + 2 a_4 T_2)              = a_3 T_3 + a_4 T_4 + a_3 T_1 + a_4 T_0
+    degree 6:  T_3 (2 a_4 T_1 + 2 a_5 T_2 + 2 a_6 T_3)  = a_4 T_4 + a_5 T_5 + a_6 T_6 + a_4 T_2 + a_5 T_1 + a_6 T_0
+    degree 9:  the same twice: first with 2 a_7, 2 a_8, 2 a_9 in the place of a_4, a_5, a_6, then times T_3.
+"""
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+
+Product = Callable[[Tensor, Tensor], Tensor]
+
+
+def evaluate(coefficients: Sequence[float], matrices: Tensor, product: Product) -> Tensor:
+    """`sum_k a_k T_k(2 M - I)` of degree 2, 4, 6 or 9 in 1, 2, 3 or 4 products; matrices [batch, n, n]."""
+    first = plus_identity(2 * matrices, -1.0)
+    second = plus_identity(2 * product(first, first), -1.0)
+    match coefficients:
+        case [a0, a1, a2]:
+            return combine(a0, (a1, first), (a2, second))
+        case [a0, a1, a2, a3, a4]:
+            high = product(second, combine(0.0, (2 * a3, first), (2 * a4, second)))
+            return combine(a0 - a4, (1.0, high), (a1 - a3, first), (a2, second))
+    third = torch.sub(2 * product(first, second), first)
+    match coefficients:
+        case [a0, a1, a2, a3, a4, a5, a6]:
+            high = product(third, combine(0.0, (2 * a4, first), (2 * a5, second), (2 * a6, third)))
+            return combine(a0 - a6, (1.0, high), (a1 - a5, first), (a2 - a4, second), (a3, third))
+        case [a0, a1, a2, a3, a4, a5, a6, a7, a8, a9]:
+            high = product(third, combine(0.0, (4 * a7, first), (4 * a8, second), (4 * a9, third)))
+            middle = combine(-2 * a9, (1.0, high), (2 * (a4 - a8), first), (2 * (a5 - a7), second), (2 * a6, third))
+            high = product(third, middle)
+            return combine(a0 - a6, (1.0, high), (a1 - a5 - a7, first), (a2 - a4 - a8, second), (a3 - a9, third))
+    raise ValueError(f"a polynomial of degree {len(coefficients) - 1}: must be of degree 2, 4, 6 or 9")
+
+
+def combine(constant: float, *terms: tuple[float, Tensor]) -> Tensor:
+    """`constant I + sum of factor * matrix`."""
+    (factor, matrix), *rest = terms
+    total = factor * matrix
+    for factor, matrix in rest:
+        total = torch.add(total, matrix, alpha=factor)
+    return plus_identity(total, constant)
+
+
+def plus_identity(fresh: Tensor, constant: float) -> Tensor:
+    """`fresh + constant I`, written into `fresh`: only for a tensor that nobody else holds."""
+    if constant:
+        fresh.diagonal(dim1=-2, dim2=-1).add_(constant)
+    return fresh

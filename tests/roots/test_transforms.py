@@ -1,0 +1,87 @@
+"""Solvers inside `vmap` and `torch.compile`."""
+
+import pytest
+import torch
+from torch import Tensor
+
+from shampoo_fn.roots.eigh import Eigh
+from shampoo_fn.roots.minimax import Minimax
+from shampoo_fn.roots.newton import CoupledNewton
+from shampoo_fn.roots.rational import Rational
+from shampoo_fn.roots.solver import Roots, Solver
+from tests.roots.suite import SOLVERS, factors, scaled_problem
+
+solvers = pytest.mark.parametrize("solver", SOLVERS.values(), ids=SOLVERS)
+
+
+@solvers
+def test_vmap_equals_a_loop(solver: Solver) -> None:
+    stacks = torch.stack([factors(16), 2 * factors(16)])
+    mapped = torch.func.vmap(lambda matrices: solver(matrices, 1 / 4))(stacks)
+    for index, matrices in enumerate(stacks):
+        alone = solver(matrices, 1 / 4)
+        assert torch.equal(mapped.roots[index], alone.roots)
+        assert torch.equal(mapped.residuals[index], alone.residuals)
+
+
+@solvers
+def test_one_graph_and_the_same_roots_when_compiled(solver: Solver) -> None:
+    torch.compiler.reset()
+    matrices = factors(16)
+    compiled = torch.compile(lambda given: solver(given, 1 / 4), backend="eager", fullgraph=True)
+    assert torch.equal(compiled(matrices).roots, solver(matrices, 1 / 4).roots)
+    with torch.compiler.set_stance("fail_on_recompile"):
+        compiled(2 * matrices)
+
+
+@solvers
+def test_vmap_inside_compile(solver: Solver) -> None:
+    torch.compiler.reset()
+    stacks = torch.stack([factors(16), 2 * factors(16)])
+
+    def mapped(given: Tensor) -> Roots:
+        return torch.func.vmap(lambda matrices: solver(matrices, 1 / 4))(given)
+
+    compiled = torch.compile(mapped, backend="eager", fullgraph=True)
+    assert torch.equal(compiled(stacks).roots, mapped(stacks).roots)
+
+
+@pytest.mark.parametrize("kind", [Minimax, Rational])
+def test_another_ridge_compiles_to_another_schedule(kind: type[Solver]) -> None:
+    torch.compiler.reset()
+    matrices = factors(16)
+
+    @torch.compile(backend="eager", fullgraph=True)
+    def solve(given: Tensor, solver: Solver) -> Tensor:
+        return solver(given, 1 / 4).roots
+
+    for relative_epsilon in (1e-6, 1e-4, 1e-3):
+        solver = kind(relative_epsilon=relative_epsilon)
+        assert torch.equal(solve(matrices, solver), solver(matrices, 1 / 4).roots)
+
+
+@pytest.mark.parametrize("solver", [Eigh(dtype=torch.float32), CoupledNewton(), Minimax(), Rational()])
+def test_another_exponent_compiles_too(solver: Solver) -> None:
+    torch.compiler.reset()
+    matrices = factors(16)
+
+    @torch.compile(backend="eager", fullgraph=True)
+    def solve(given: Tensor, exponent: float) -> Tensor:
+        return solver(given, exponent).roots
+
+    for exponent in (1 / 2, 1 / 4):
+        assert torch.equal(solve(matrices, exponent), solver(matrices, exponent).roots)
+
+
+@solvers
+def test_diagonal_factors_have_the_roots_of_their_dense_form(solver: Solver) -> None:
+    diagonals = torch.stack([10.0 ** -torch.linspace(0, k, 16) for k in (0, 2, 5)] + [torch.zeros(16)])
+    dense = solver(torch.diag_embed(diagonals), 1 / 4).roots
+    alone = solver.diagonal(diagonals, 1 / 4)
+    torch.testing.assert_close(torch.diag_embed(alone), dense, rtol=1e-3, atol=1e-3)
+
+
+def test_the_scale_of_the_suite_is_as_documented() -> None:
+    problem = scaled_problem(factors(16), 1e-6)
+    assert problem.matrices.isfinite().all()
+    assert (problem.matrices.abs().amax((-2, -1)) <= 1.1).all()
