@@ -1,0 +1,1 @@
+"""Jobs that measure: each is a module to run, `python -m benchmarks.train --help`."""
