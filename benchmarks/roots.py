@@ -26,7 +26,6 @@ from shampoo_fn.roots.minimax import Minimax
 from shampoo_fn.roots.newton import CoupledNewton
 from shampoo_fn.roots.rational import Rational
 from shampoo_fn.roots.solver import Solver
-from shampoo_fn.roots.threaded import eigh_by_threads
 from tests.roots.suite import exact_root, factors, scaled_problem
 
 LARGEST_EXACT = 256  # above it the reference is float64, and the error of a float64 eigendecomposition is not known
@@ -103,7 +102,7 @@ def scaling(n: int, *, threads: int, rounds: int) -> tuple[float, float]:
         alone.append(_wall(partial(torch.linalg.eigh, matrices)))
         torch.set_num_threads(threads)
         plain.append(_wall(partial(torch.linalg.eigh, matrices)))
-        ours.append(_wall(partial(eigh_by_threads, matrices)))
+        ours.append(_wall(partial(Eigh(), matrices, 1 / 4)))
     # the best of each: what else runs on the machine can only slow one down
     return min(alone) / min(plain), min(alone) / min(ours)
 

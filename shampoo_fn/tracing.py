@@ -13,9 +13,10 @@ R = TypeVar("R")
 
 def is_traced(tensor: Tensor) -> bool:
     """True inside `torch.compile`, for a tensor wrapped by `vmap`, `grad`, `jvp` or `functionalize`, and for a fake one."""
+    if torch.compiler.is_compiling():
+        return True
     # torch.func has no public query for this; this one has had its name and meaning since torch 2.0
-    wrapped = torch._C._functorch.is_functorch_wrapped_tensor(tensor)
-    return torch.compiler.is_compiling() or wrapped or isinstance(tensor, FakeTensor)
+    return torch._C._functorch.is_functorch_wrapped_tensor(tensor) or isinstance(tensor, FakeTensor)
 
 
 def fixed(value: float) -> float:

@@ -1,15 +1,17 @@
 """Inverse roots by eigendecomposition: `A = Q diag(w) Q^T`, `A^(-e) = (Q w^(-e/2)) (Q w^(-e/2))^T`."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.linalg import LinAlgError  # type: ignore[attr-defined]  # documented, but missing from its __all__
 
 from shampoo_fn.roots.derivative import linearised
 from shampoo_fn.roots.residual import checked
 from shampoo_fn.roots.ridge import add_ridge, ridged_diagonal
 from shampoo_fn.roots.solver import Roots, Solver, check_dtype
-from shampoo_fn.roots.threaded import eigh_by_threads, eigh_one_by_one
+from shampoo_fn.roots.threaded import by_threads
 from shampoo_fn.tracing import is_traced
 from shampoo_fn.validate import require
 
@@ -38,6 +40,9 @@ class Eigh(Solver):
         return self.exact_derivative
 
     def __call__(self, matrices: Tensor, exponent: float, boost: Tensor | None = None) -> Roots:
+        return each_by_threads(self._solve, matrices, exponent, boost)
+
+    def _solve(self, matrices: Tensor, exponent: float, boost: Tensor | None) -> Roots:
         problem = add_ridge(
             matrices.to(self.dtype or matrices.dtype),
             relative_epsilon=self.relative_epsilon,
@@ -62,11 +67,35 @@ class Eigh(Solver):
         return ridged_diagonal(diagonals, exponent, relative_epsilon=self.relative_epsilon, epsilon=self.epsilon, boost=boost)
 
 
+def each_by_threads(
+    solve: Callable[[Tensor, float, Tensor | None], Roots], matrices: Tensor, exponent: float, boost: Tensor | None
+) -> Roots:
+    """`solve(matrices, exponent, boost)`, over threads where there are threads and values."""
+    if is_traced(matrices) or matrices.device.type != "cpu" or type(matrices) is not Tensor or not len(matrices):
+        return solve(matrices, exponent, boost)
+    if boost is None:
+        return Roots(*by_threads(lambda chunk: solve(chunk, exponent, None), matrices))
+    return Roots(*by_threads(lambda chunk, boosts: solve(chunk, exponent, boosts), matrices, boost))
+
+
 def eigendecomposition(matrices: Tensor) -> tuple[Tensor, Tensor]:
     """Eigenvalues [batch, n] and eigenvectors [batch, n, n]; NaN for a matrix on which LAPACK does not converge."""
     if is_traced(matrices):
-        values, vectors = torch.linalg.eigh(matrices)
-        return values, vectors
-    if matrices.device.type == "cpu" and type(matrices) is Tensor:
-        return eigh_by_threads(matrices)
-    return eigh_one_by_one(matrices)
+        return _eigh(matrices)
+    try:
+        return _eigh(matrices)
+    except LinAlgError:
+        pairs = [_eigh_or_nan(matrix) for matrix in matrices]
+        return torch.stack([values for values, _ in pairs]), torch.stack([vectors for _, vectors in pairs])
+
+
+def _eigh_or_nan(matrix: Tensor) -> tuple[Tensor, Tensor]:
+    try:
+        return _eigh(matrix)
+    except LinAlgError:
+        return torch.full_like(matrix[0], torch.nan), torch.full_like(matrix, torch.nan)
+
+
+def _eigh(matrices: Tensor) -> tuple[Tensor, Tensor]:
+    values, vectors = torch.linalg.eigh(matrices)
+    return values, vectors

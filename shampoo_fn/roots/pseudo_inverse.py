@@ -5,8 +5,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from shampoo_fn.roots.eigh import eigendecomposition
-from shampoo_fn.roots.residual import probe_vectors, residual
+from shampoo_fn.roots.eigh import each_by_threads, eigendecomposition
+from shampoo_fn.roots.residual import entries_are_finite, probe_vectors, residual
 from shampoo_fn.roots.ridge import add_ridge, power_of_two_above
 from shampoo_fn.roots.solver import Roots, Solver, check_dtype
 from shampoo_fn.validate import require
@@ -30,6 +30,9 @@ class PseudoInverse(Solver):
         require(0.0 < self.rank_tolerance < 1.0, "rank_tolerance", self.rank_tolerance, "a number in (0, 1)")
 
     def __call__(self, matrices: Tensor, exponent: float, boost: Tensor | None = None) -> Roots:
+        return each_by_threads(self._solve, matrices, exponent, boost)
+
+    def _solve(self, matrices: Tensor, exponent: float, boost: Tensor | None) -> Roots:
         problem = add_ridge(
             matrices.to(self.dtype or matrices.dtype), relative_epsilon=self.relative_epsilon, epsilon=self.epsilon
         )
@@ -47,7 +50,7 @@ class PseudoInverse(Solver):
         residuals = residual(scaled + complement, projected + complement, exponent)
         residuals = torch.maximum(residuals, _decomposition_error(problem.matrices, eigenvalues, eigenvectors))
         roots = (scaled * problem.scale.pow(-exponent)[:, None, None]).to(matrices.dtype)
-        good = problem.finite & residuals.isfinite() & roots.isfinite().all(-1).all(-1)
+        good = problem.finite & residuals.isfinite() & entries_are_finite(roots)
         identity = torch.eye(roots.shape[-1], dtype=roots.dtype, device=roots.device)
         return Roots(torch.where(good[:, None, None], roots, identity), torch.where(good, residuals, torch.inf))
 

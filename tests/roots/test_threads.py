@@ -6,9 +6,9 @@ from collections.abc import Iterator
 import pytest
 import torch
 
-from shampoo_fn.roots import threaded
+from shampoo_fn.roots import eigh, threaded
 from shampoo_fn.roots.eigh import Eigh, eigendecomposition
-from shampoo_fn.roots.threaded import eigh_by_threads, eigh_one_by_one
+from shampoo_fn.roots.threaded import by_threads
 from tests.roots.suite import factors, normal
 
 
@@ -43,7 +43,7 @@ def test_the_bits_depend_neither_on_the_threads_nor_on_the_neighbours(
     one_by_one = [torch.linalg.eigh(matrix) for matrix in matrices]
     for threads in (1, 2, 3):
         torch.set_num_threads(threads)
-        values, vectors = eigh_by_threads(matrices)
+        values, vectors = by_threads(eigendecomposition, matrices)
         for index, (value, vector) in enumerate(one_by_one):
             assert torch.equal(values[index], value)
             assert torch.equal(vectors[index], vector)
@@ -54,7 +54,7 @@ def test_nothing_is_left_behind(count: int, n: int) -> None:
     torch.set_num_threads(2)
     assert threads_a_new_thread_begins_with() == 2
     running = threading.active_count()
-    eigh_by_threads(batch(count, n))
+    by_threads(eigendecomposition, batch(count, n))
     assert threading.active_count() == running
     assert torch.get_num_threads() == 2
     assert threads_a_new_thread_begins_with() == 2
@@ -63,14 +63,13 @@ def test_nothing_is_left_behind(count: int, n: int) -> None:
 def test_an_error_in_a_thread_is_raised_and_leaves_nothing_behind(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(threaded, "WORTH_A_POOL", 0)
 
-    def fail(*tensors: torch.Tensor) -> None:
+    def fail(matrices: torch.Tensor) -> tuple[torch.Tensor, ...]:
         raise MemoryError
 
-    monkeypatch.setattr(threaded, "_solve", fail)
     torch.set_num_threads(2)
     running = threading.active_count()
     with pytest.raises(MemoryError):
-        eigh_by_threads(batch(4, 16))
+        by_threads(fail, batch(2, 160))
     assert threading.active_count() == running
     assert (torch.get_num_threads(), threads_a_new_thread_begins_with()) == (2, 2)
 
@@ -78,10 +77,10 @@ def test_an_error_in_a_thread_is_raised_and_leaves_nothing_behind(monkeypatch: p
 def test_several_callers_at_once_get_their_own_results() -> None:
     torch.set_num_threads(2)
     inputs = [batch(8, 96) + index for index in range(4)]
-    expected = [eigh_by_threads(matrices)[0] for matrices in inputs]
+    expected = [by_threads(eigendecomposition, matrices)[0] for matrices in inputs]
     found: dict[int, torch.Tensor] = {}
     callers = [
-        threading.Thread(target=lambda i=i, m=matrices: found.update({i: eigh_by_threads(m)[0]}))
+        threading.Thread(target=lambda i=i, m=matrices: found.update({i: by_threads(eigendecomposition, m)[0]}))
         for i, matrices in enumerate(inputs)
     ]
     for caller in callers:
@@ -94,32 +93,36 @@ def test_several_callers_at_once_get_their_own_results() -> None:
 
 def test_a_matrix_on_which_lapack_fails_becomes_nan_and_spares_the_others() -> None:
     matrices = batch(3, 8)
-    healthy = eigh_one_by_one(matrices)[0]
+    healthy = eigendecomposition(matrices)[0]
     matrices[1, 2, 3] = matrices[1, 3, 2] = torch.nan
-    values, vectors = eigh_one_by_one(matrices)
+    values, vectors = eigendecomposition(matrices)
     assert torch.equal(values[[0, 2]], healthy[[0, 2]])
     assert values[1].isnan().all() or vectors[1].isnan().all()
 
 
 def test_the_solver_uses_the_threads(monkeypatch: pytest.MonkeyPatch) -> None:
-    solved: list[int] = []
-    solve = threaded._solve
+    solved: list[tuple[str, int]] = []
 
-    def counting(matrices: torch.Tensor, values: torch.Tensor, vectors: torch.Tensor) -> None:
-        solved.append(len(matrices))
-        solve(matrices, values, vectors)
+    def counting(matrices: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        solved.append((threading.current_thread().name, len(matrices)))
+        return eigendecomposition(matrices)
 
-    monkeypatch.setattr(threaded, "_solve", counting)
+    monkeypatch.setattr(eigh, "eigendecomposition", counting)
     monkeypatch.setattr(threaded, "WORTH_A_POOL", 0)
     torch.set_num_threads(2)
-    Eigh()(factors(32), 1 / 4)
+    Eigh()(factors(128), 1 / 4)
     assert len(solved) > 1
-    assert sum(solved) == len(factors(32))
+    assert threading.current_thread().name not in {name for name, _ in solved}
+    assert sum(count for _, count in solved) == len(factors(128))
 
 
 def test_inference_mode_and_gradients_are_no_obstacle() -> None:
     torch.set_num_threads(2)
-    matrices = batch(8, 128)
+    matrices = batch(16, 128).float()
     with torch.inference_mode():
-        values, _ = eigendecomposition(matrices.clone())
-    assert torch.equal(values, eigendecomposition(matrices.requires_grad_())[0])
+        inferred = Eigh()(matrices.clone(), 1 / 4).roots
+    with torch.no_grad():
+        plain = Eigh()(matrices.requires_grad_(), 1 / 4).roots
+    assert inferred.is_inference()
+    assert not plain.requires_grad
+    assert torch.equal(inferred, plain)
