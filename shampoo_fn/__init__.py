@@ -22,9 +22,12 @@ from shampoo_fn.preconditioner import Identity as Identity
 from shampoo_fn.preconditioner import Preconditioner as Preconditioner
 from shampoo_fn.preconditioner import RootState as RootState
 from shampoo_fn.recipe import shampoo as shampoo
+from shampoo_fn.roots.auto import Auto as Auto
 from shampoo_fn.roots.eigh import Eigh as Eigh
+from shampoo_fn.roots.minimax import Minimax as Minimax
 from shampoo_fn.roots.newton import CoupledNewton as CoupledNewton
 from shampoo_fn.roots.pseudo_inverse import PseudoInverse as PseudoInverse
+from shampoo_fn.roots.rational import Rational as Rational
 from shampoo_fn.roots.solver import Roots as Roots
 from shampoo_fn.roots.solver import Solver as Solver
 from shampoo_fn.scale import Scale as Scale

@@ -5,8 +5,8 @@ stored: a state carries an empty tensor per parameter that tells its shape (see 
 """
 
 from collections.abc import Iterable, Mapping
-from functools import lru_cache
 from typing import NamedTuple
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor
@@ -50,13 +50,22 @@ class Layout(NamedTuple):
     stacks: tuple[Stack, ...]
     merged: dict[str, tuple[int, ...]]  # shape of each parameter after merging
     regions: dict[str, tuple[Region, ...]]
+    turns: dict[str, list[int]]  # of each slot of each stack; empty under tracing, where no step can be read anyway
 
 
 def layout(templates: Mapping[str, Tensor], config: Config) -> Layout:
     """The plan for parameters given by their templates, tensors of shape `(0, *shape)`."""
     parameters = tuple((name, tuple(t.shape[1:]), t.dtype, t.device) for name, t in templates.items())
-    # a memo of a pure function; the tracer of torch.compile would only warn that it looks through it
-    return _plan(parameters, config) if torch.compiler.is_compiling() else _remembered(parameters, config)
+    if torch.compiler.is_compiling():
+        return _plan(parameters, config)
+    known = _memory.setdefault(config, {})
+    if parameters not in known:
+        known[parameters] = _plan(parameters, config)
+    return known[parameters]
+
+
+# Plans made before: a memo of a pure function. It holds no config, which may hold tensors with a graph behind them.
+_memory: WeakKeyDictionary[Config, dict[tuple[Description, ...], "Layout"]] = WeakKeyDictionary()
 
 
 def _plan(parameters: Iterable[Description], config: Config) -> Layout:
@@ -73,10 +82,8 @@ def _plan(parameters: Iterable[Description], config: Config) -> Layout:
             stack = stacks.get(key) or Stack(key, transforms[kind], region.block, dtype, device, ())
             piece = Piece(name, part, region, stack.size if stack.pieces else 0)
             stacks[key] = stack._replace(pieces=(*stack.pieces, piece))
-    return Layout(tuple(stacks.values()), merged, regions)
-
-
-_remembered = lru_cache(maxsize=64)(_plan)
+    plan = tuple(stacks.values())
+    return Layout(plan, merged, regions, {} if torch.compiler.is_compiling() else turns(plan, config))
 
 
 def _index_of(transform: Transform, known: list[Transform]) -> int:
@@ -87,9 +94,10 @@ def _index_of(transform: Transform, known: list[Transform]) -> int:
     return len(known) - 1
 
 
-@lru_cache(maxsize=64)
 def turns(stacks: tuple[Stack, ...], config: Config) -> dict[str, list[int]]:
-    """The turn of each slot of each stack under a staggered cadence, the work being the sum of n^3 over its factors."""
+    """The turn of each slot of each stack: zero, or under a staggered cadence such that the work, sum of n^3, is spread."""
+    if not config.cadence.staggered:
+        return {stack.key: [0] * stack.size for stack in stacks}
     costs: list[float] = []
     for stack in stacks:
         specs = stack.transform.root_specs(stack.block).values()

@@ -24,7 +24,7 @@ from shampoo_fn.transform import Transform, Value
 from shampoo_fn.validate import require
 from shampoo_fn.weight_decay import WeightDecay
 
-EMBEDDINGS = ("*embed*", "*wte*", "*wpe*", "*lm_head*")
+EMBEDDINGS = ("*embed*", "*wte*", "*wpe*", "*lm_head*", "head.weight", "*.head.weight")  # and output heads
 
 
 def shampoo(

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from shampoo_fn.checks import check_failures, check_grads, check_params
 from shampoo_fn.config import Config
-from shampoo_fn.layout import Layout, Piece, Stack, gather, layout, owners_of, scatter, slots, turns
+from shampoo_fn.layout import Layout, Piece, Stack, gather, layout, owners_of, scatter, slots
 from shampoo_fn.lift import (
     Blocks,
     accumulate_stack,
@@ -66,17 +66,18 @@ def refresh_due(plan: Layout, state: State, config: Config, solve: Solve, *, eve
     check_failures(plan, state, config)
     parts: list[tuple[Stack, Tensor | None, BlockState, dict[str, Job]]] = []
     for stack in plan.stacks:
-        chosen = [slot for slot in slots(stack, names) if every or _due(plan, stack, state, config)[slot]]
+        due = [True] * stack.size if every else _due(state.stacks[stack.key], plan.turns[stack.key], config)
+        chosen = [slot for slot in slots(stack, names) if due[slot]]
         if chosen and stack.transform.root_specs(stack.block):
             index = _index(chosen, stack)
             owners = owners_of(stack)
-            due = taken(state.stacks[stack.key], index)
-            parts.append((stack, index, due, jobs_of_stack(stack, config, due, [owners[slot] for slot in chosen])))
+            blocks = taken(state.stacks[stack.key], index)
+            parts.append((stack, index, blocks, jobs_of_stack(stack, config, blocks, [owners[slot] for slot in chosen])))
     solved = iter(solve([job for *_, jobs in parts for job in jobs.values()]) if parts else [])
     stacks = dict(state.stacks)
-    for stack, index, due, jobs in parts:
+    for stack, index, blocks, jobs in parts:
         roots = {path: next(solved) for path in jobs}
-        stacks[stack.key] = with_changes(stacks[stack.key], install_in_stack(stack, config, due, roots), index)
+        stacks[stack.key] = with_changes(stacks[stack.key], install_in_stack(stack, config, blocks, roots), index)
     return state._replace(stacks=stacks)
 
 
@@ -107,11 +108,11 @@ def _shared_norms(batches: list[Batch], state: State, config: Config) -> dict[st
     return {key: torch.cat([totals[name].sqrt().expand(n, 2) for name, n in parts]) for key, parts in sizes.items()}
 
 
-def _due(plan: Layout, stack: Stack, state: State, config: Config) -> list[bool]:
+def _due(blocks: BlockState, turn: list[int], config: Config) -> list[bool]:
     """Whether each slot is due, read from the state: a host decision."""
-    blocks = state.stacks[stack.key]
-    turn = turns(plan.stacks, config)[stack.key] if config.cadence.staggered else [0] * stack.size
-    read = zip(blocks.step.tolist(), blocks.refreshed.tolist(), turn, strict=True)
+    # a block whose gradient was skipped keeps its place in the batch, so that the others' roots round as ever; its own stay
+    steps = (blocks.step + ~blocks.finite).tolist()
+    read = zip(steps, blocks.refreshed.tolist(), turn, strict=True)
     return [step > last and config.cadence.due(step, own) for step, last, own in read]
 
 

@@ -110,6 +110,12 @@ def test_after_a_failure_that_passes_everything_is_as_before() -> None:
     assert history(healed, optimizer) == (0, 1.0)
 
 
+def test_one_refusal_counts_once_however_often_the_same_statistics_are_refreshed() -> None:
+    optimizer = config(Failing())
+    state = steps(optimizer, 2)
+    assert_identical(entries(refresh(state, optimizer, every=True), optimizer), entries(state, optimizer))
+
+
 def test_the_boost_has_an_end() -> None:
     optimizer = config(Failing(), max_root_failures=100)
     assert history(steps(optimizer, 9), optimizer) == (9, 1e6)

@@ -5,12 +5,16 @@ import torch
 
 from shampoo_fn import (
     Adam,
+    Cadence,
+    Chain,
     Config,
     FixedRMS,
     Graft,
     Identity,
     Kronecker,
+    Preconditioned,
     Preconditioner,
+    Scale,
     apply_updates,
     init_state,
     shampoo,
@@ -218,3 +222,15 @@ def test_a_gradient_of_one_entry_moves_that_entry_alone(magnitude: Preconditione
     grad[1, 2] = 1.0
     updates, _ = update({"w": grad}, init_state(params, config), config, params)
     assert updates["w"].nonzero().tolist() == [[1, 2]]
+
+
+@pytest.mark.parametrize("scale", [1e-30, 1e-20, 1e-10])
+def test_a_magnitude_whose_norm_overflows_moves_nothing(scale: float) -> None:
+    # a direction that goes like the inverse of the gradient's scale, measured in float32
+    magnitude = Kronecker(exponent=1.0)
+    config = Config(Chain(p=Preconditioned(Graft(Kronecker(), magnitude)), rate=Scale(0.1)), cadence=Cadence(1))
+    params = {"w": torch.randn(4, 3)}
+    state = init_state(params, config)
+    for _ in range(3):
+        updates, state = update({"w": scale * torch.randn(4, 3)}, state, config)
+        assert updates["w"].isfinite().all()

@@ -64,7 +64,7 @@ def add_ridge(matrices: Tensor, *, relative_epsilon: float, epsilon: float, boos
     if boost is not None:
         ridge = ridge * boost.to(ridge.dtype)
     ridge = torch.where(usable[:, 0, 0], ridge, 0.0)
-    ridged = torch.diagonal_scatter(scaled, scaled.diagonal(dim1=-2, dim2=-1) + ridge[:, None], dim1=-2, dim2=-1)
+    ridged = torch.addcmul(scaled, ridge[:, None, None], identity)
     return Ridged(ridged, ridge, scale, finite)
 
 
