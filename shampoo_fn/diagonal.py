@@ -69,12 +69,10 @@ class Adagrad(Diagonal):
         return False
 
 
-@dataclass(frozen=True)
-class RMSprop(Diagonal):
-    """`D = u / (sqrt(v) + epsilon)`, `v <- beta2 v + (1 - beta2) g^2`; the direction of torch.optim.RMSprop (alpha = beta2)."""
+class Averaged(Diagonal):
+    """Members whose v is a moving average of decay `beta2`."""
 
-    beta2: Value = 0.99
-    epsilon: float = 1e-8
+    beta2: Value
 
     def __post_init__(self) -> None:
         check_value("beta2", self.beta2, 0.0, 1.0, "a number in [0, 1), a 0-d tensor or a schedule")
@@ -83,6 +81,14 @@ class RMSprop(Diagonal):
     @property
     def decay(self) -> Value:
         return self.beta2
+
+
+@dataclass(frozen=True)
+class RMSprop(Averaged):
+    """`D = u / (sqrt(v) + epsilon)`, `v <- beta2 v + (1 - beta2) g^2`; the direction of torch.optim.RMSprop (alpha = beta2)."""
+
+    beta2: Value = 0.99
+    epsilon: float = 1e-8
 
     @property
     def corrected(self) -> bool:
@@ -90,19 +96,11 @@ class RMSprop(Diagonal):
 
 
 @dataclass(frozen=True)
-class Adam(Diagonal):
+class Adam(Averaged):
     """`D = u / (sqrt(v / (1 - beta2^t)) + epsilon)`; with a bias-corrected EMA as filter, the direction of torch.optim.Adam."""
 
     beta2: Value = 0.999
     epsilon: float = 1e-8
-
-    def __post_init__(self) -> None:
-        check_value("beta2", self.beta2, 0.0, 1.0, "a number in [0, 1), a 0-d tensor or a schedule")
-        check_epsilon(self.epsilon)
-
-    @property
-    def decay(self) -> Value:
-        return self.beta2
 
     @property
     def corrected(self) -> bool:

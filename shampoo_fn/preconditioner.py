@@ -7,8 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from shampoo_fn.roots.solver import Roots
-from shampoo_fn.transform import Clock, Request, RootSpec
+from shampoo_fn.transform import Clock, Rooted
 from shampoo_fn.tree import Tree
 
 
@@ -21,7 +20,7 @@ class RootState(NamedTuple):
     boost: Tensor  # 0-d float32 >= 1: factor on the ridge; ten times more after each failure, a tenth after a success
 
 
-class Preconditioner(ABC):
+class Preconditioner(Rooted, ABC):
     """A map of one block's update built from statistics of its gradients.
 
     `accumulate` must leave the state as it is where `clock.alive` is False. `precondition` is pure and keeps no state.
@@ -43,18 +42,6 @@ class Preconditioner(ABC):
         """`||precondition(update)||_F`, 0-d: what a graft takes from its magnitude."""
         norm: Tensor = torch.linalg.vector_norm(self.precondition(update, state, clock))
         return norm
-
-    def root_specs(self, shape: tuple[int, ...]) -> dict[str, RootSpec]:
-        """The roots that a block of this shape needs, by path."""
-        return {}
-
-    def jobs(self, state: Tree, clock: Clock) -> dict[str, Request]:
-        """The factors to take roots of, with the keys of `root_specs`."""
-        return {}
-
-    def install(self, state: Tree, solved: dict[str, Roots], clock: Clock) -> Tree:
-        """The state with new roots where they are good."""
-        return state
 
     def norms(self, update: Tensor, state: Tree, clock: Clock) -> Tensor:
         """Norms [2] of direction and magnitude, for grafting by whole parameters."""

@@ -45,7 +45,23 @@ class RootSpec(NamedTuple):
     solver: Solver
 
 
-class Transform(ABC):
+class Rooted:
+    """What takes part in a refresh: `jobs` asks for inverse roots, `install` receives them. By default it needs none."""
+
+    def root_specs(self, shape: tuple[int, ...]) -> dict[str, RootSpec]:
+        """The roots that a block of this shape needs, by path."""
+        return {}
+
+    def jobs(self, state: Tree, clock: Clock) -> dict[str, Request]:
+        """The factors to take roots of, with the keys of `root_specs`."""
+        return {}
+
+    def install(self, state: Tree, solved: dict[str, Roots], clock: Clock) -> Tree:
+        """The state with new roots where they are good; nothing else of it may change, and nothing where not alive."""
+        return state
+
+
+class Transform(Rooted, ABC):
     """One link: `update` maps the running update of a block; where `clock.alive` is False its state must stay as it is.
 
     The three stages of a step call, in this order, `accumulate` (statistics from the raw gradient), `jobs` and `install`
@@ -62,18 +78,6 @@ class Transform(ABC):
 
     def accumulate(self, update: Tensor, state: Tree, param: Tensor | None, clock: Clock) -> Tree:
         """The state with this gradient in its statistics."""
-        return state
-
-    def root_specs(self, shape: tuple[int, ...]) -> dict[str, RootSpec]:
-        """The roots that a block of this shape needs, by path."""
-        return {}
-
-    def jobs(self, state: Tree, clock: Clock) -> dict[str, Request]:
-        """The factors to take roots of, with the keys of `root_specs`."""
-        return {}
-
-    def install(self, state: Tree, solved: dict[str, Roots], clock: Clock) -> Tree:
-        """The state with new roots where they are good; only `RootState`s may change."""
         return state
 
     def norms(self, update: Tensor, state: Tree, param: Tensor | None, clock: Clock) -> Tensor:
