@@ -130,7 +130,10 @@ def moving_average(old: Tensor, new: Tensor, beta: Value, clock: Clock) -> Tenso
 
 def chosen(condition: Tensor | bool, yes: Tensor, no: Tensor | float) -> Tensor:
     """`torch.where` that costs nothing for a condition that is known to hold."""
-    return yes if condition is True else torch.where(torch.as_tensor(condition), yes, no)
+    if condition is True:
+        return yes
+    # not as_tensor(condition) alone: that would move a tensor to torch's default device
+    return torch.where(torch.as_tensor(condition, device=yes.device), yes, no)
 
 
 def bias_correction(beta: Value, clock: Clock, dtype: torch.dtype, *, ahead: Any = None) -> Any:

@@ -1,0 +1,56 @@
+"""What `state[p]` holds: views of one parameter's slots in the stacked tensors, by readable names.
+
+A parameter that is one block has tensors of the block's shape (a 0-d `step`, a factor [n, n]). One that is cut into equal
+blocks has a leading dimension over them, rows of blocks in order. Where cutting leaves remainders, the parameter has further
+regions of equal blocks, whose names start with their number: `region1.factors.0`.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from shampoo_fn.layout import Layout
+from shampoo_fn.state import State
+from shampoo_fn.tree import flatten
+from shampoo_optim.naming import readable
+
+Entries = dict[str, dict[str, Tensor]]  # by parameter, by readable name
+
+
+def entries(plan: Layout, state: State) -> Entries:
+    """The views of every parameter."""
+    found: Entries = {name: {} for name in plan.regions}
+    for stack in plan.stacks:
+        leaves = flatten(state.stacks[stack.key])
+        names = readable(leaves)
+        for piece in stack.pieces:
+            prefix = f"region{piece.part}." if piece.part else ""
+            for path, leaf in leaves.items():
+                size = piece.region.size
+                view = leaf[piece.first] if size == 1 else leaf[piece.first : piece.first + size]
+                found[piece.name][prefix + names[path]] = view
+    return found
+
+
+def as_tensor(value: Any) -> Tensor:
+    """An entry as a tensor: a step may have been saved as a number. (torch.as_tensor moves to the default device.)"""
+    return value if isinstance(value, Tensor) else torch.tensor(value, device="cpu")
+
+
+def check_entries(name: str, given: Mapping[str, Any], wanted: Mapping[str, Tensor], source: str) -> None:
+    """Refuse the state of another model or of other options, naming the first entry that does not fit."""
+    hint = (
+        "it belongs to another model, or to options that shape the state (grafting_type, momentum or betas that were or became "
+        "0, max_preconditioner_dim, ...): these cannot change once there is a state; make a new optimizer"
+    )
+    for key in wanted:
+        if key not in given:
+            raise ValueError(f"parameter {name!r}: {source} has no {key!r}, only {', '.join(map(str, given))}: {hint}")
+    for key, value in given.items():
+        if key not in wanted:
+            raise ValueError(f"parameter {name!r}: {source} has {key!r}, which its options do not ask for: {hint}")
+        shape, expected = tuple(as_tensor(value).shape), tuple(wanted[key].shape)
+        if shape not in (expected, ()):  # a step that was saved as a number stands for all blocks
+            raise ValueError(f"parameter {name!r}: {source} has {key!r} of shape {shape}, {expected} is needed: {hint}")

@@ -1,0 +1,35 @@
+"""Readable names for the tensors of a state: `momentum` for `links.momentum.velocity`."""
+
+import re
+from collections.abc import Iterable
+
+_FINAL = {
+    "velocity": "momentum",
+    "average": "filtered",
+    "second_moment": "second_moment",
+    "inverse_root": "inverse_roots",
+    "residual": "residuals",
+    "failures": "failures",
+    "boost": "ridge_boosts",
+}
+
+
+def readable(paths: Iterable[str]) -> dict[str, str]:
+    """A name for each path of `shampoo_fn.tree.flatten`; the whole path where two would share a name.
+
+    `factors.0` is the Kronecker factor of the first mode of a block, `inverse_roots.0` its root in use, `residuals.0` how far
+    that is from being one, `failures.0` how often in a row none was found, `ridge_boosts.0` the factor on the ridge next time.
+    """
+    paths = list(paths)
+    names = [_short(path) for path in paths]
+    return {path: name if names.count(name) == 1 else path for path, name in zip(paths, names, strict=True)}
+
+
+def _short(path: str) -> str:
+    factor = re.search(r"\.factors\.(\d+)$", path)
+    if factor:
+        return f"factors.{factor[1]}"
+    *_, last = path.split(".")
+    root = re.search(r"\.roots\.(\d+)\.\w+$", path)
+    name = _FINAL.get(last, last)
+    return f"{name}.{root[1]}" if root else name

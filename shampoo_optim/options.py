@@ -1,0 +1,131 @@
+"""The options of a parameter group: their defaults, in this one place, and the plain values they are kept as.
+
+A group holds numbers, strings, bools, None and tensors only, so that `torch.load(weights_only=True)` and
+`torch.distributed.checkpoint` read it: enums and dtypes are kept as their names.
+"""
+
+import inspect
+from collections.abc import Mapping
+from enum import Enum
+from typing import Any, TypedDict
+
+import torch
+from torch import Tensor
+
+from shampoo_fn import shampoo
+from shampoo_fn.validate import require
+from shampoo_optim.grafting import GraftingType
+
+
+class Options(TypedDict, total=False):
+    """What `Shampoo(params, lr, ...)` and a parameter group may say, apart from `lr`.
+
+    Without a comment: as in `shampoo_fn.shampoo`.
+    """
+
+    betas: tuple[float | Tensor, float | Tensor]
+    beta3: float | Tensor | None
+    bias_correction: bool
+    weight_decay: float | Tensor
+    adam_w_mode: bool  # decoupled weight decay; False: L2
+    momentum: float | Tensor
+    dampening: float
+    use_nesterov: bool
+    grafting_type: GraftingType | str
+    grafting_beta2: float | Tensor
+    grafting_epsilon: float
+    grafting_rms: float  # of GraftingType.RMS
+    exponent: Any
+    epsilon: float  # absolute ridge
+    relative_epsilon: float  # ridge relative to the size of the factor, added to the absolute one
+    root_inv_method: str  # see `configuration.METHODS`
+    root_inv_dtype: torch.dtype | str | None  # that the root is computed in; None is the method's own choice
+    preconditioner_dtype: torch.dtype | str | None  # of the factors
+    root_dtype: torch.dtype | str | None  # that roots are stored in
+    precondition_frequency: int
+    start_preconditioning_step: int
+    staggered: bool
+    dense_until: int
+    max_preconditioner_dim: int
+    merge_dims: bool
+    large_dim_method: str  # "block", "diagonal" or "adagrad"
+    vectors: str
+    diagonal: str | tuple[str, ...]
+    nonfinite: str
+    maximize: bool
+
+
+_RECIPE: dict[str, Any] = {name: each.default for name, each in inspect.signature(shampoo).parameters.items()}
+_SAME = (
+    "lr",
+    "betas",
+    "beta3",
+    "bias_correction",
+    "weight_decay",
+    "momentum",
+    "dampening",
+    "exponent",
+    "precondition_frequency",
+    "start_preconditioning_step",
+    "staggered",
+    "dense_until",
+    "max_preconditioner_dim",
+    "merge_dims",
+    "vectors",
+    "diagonal",
+    "nonfinite",
+    "root_dtype",
+)
+
+DEFAULTS: dict[str, Any] = {name: _RECIPE[name] for name in _SAME} | {
+    "adam_w_mode": _RECIPE["decoupled_weight_decay"],
+    "use_nesterov": _RECIPE["nesterov"],
+    "grafting_type": "RMS",
+    "grafting_beta2": 0.999,
+    "grafting_epsilon": 1e-8,
+    "grafting_rms": _RECIPE["grafting"].rms,
+    "epsilon": _RECIPE["solver"].epsilon,
+    "relative_epsilon": _RECIPE["solver"].relative_epsilon,
+    "root_inv_method": "eigendecomposition",
+    "root_inv_dtype": None,
+    "preconditioner_dtype": _RECIPE["factor_dtype"],
+    "large_dim_method": _RECIPE["large_dim"],
+    "maximize": False,
+}
+
+# a change of one of these would give the tensors of the state another shape, number or meaning
+SHAPING = (
+    "grafting_type",
+    "max_preconditioner_dim",
+    "merge_dims",
+    "large_dim_method",
+    "vectors",
+    "diagonal",
+    "preconditioner_dtype",
+    "root_dtype",
+)
+
+_DTYPES = ("root_inv_dtype", "preconditioner_dtype", "root_dtype")
+
+
+def plain(options: Mapping[str, Any]) -> dict[str, Any]:
+    """The options with enums and dtypes as their names."""
+    return {name: _plain(name, value) for name, value in options.items()}
+
+
+def _plain(name: str, value: Any) -> Any:
+    if name == "grafting_type":
+        known = list(GraftingType.__members__)
+        written = value.name if isinstance(value, GraftingType) else value
+        proper = isinstance(written, str) and written.upper() in known
+        require(proper, name, value, f"a GraftingType or one of the names {known}")
+        return written.upper()
+    if name == "betas":
+        require(isinstance(value, tuple | list) and len(value) == 2, name, value, "a pair (beta1, beta2)")
+        return tuple(value)
+    if name in _DTYPES:
+        return str(value).removeprefix("torch.") if isinstance(value, torch.dtype) else value
+    if name in ("root_inv_method", "large_dim_method"):
+        written = value.name if isinstance(value, Enum) else value
+        return written.lower() if isinstance(written, str) else written
+    return value

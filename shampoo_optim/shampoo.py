@@ -1,0 +1,173 @@
+"""The optimizer: groups of parameters, and one step of each; everything it knows is in `param_groups` and `state`."""
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from copy import deepcopy
+from functools import partial
+from typing import Any, Unpack, overload
+
+import torch
+from torch import Tensor
+from torch._compile import _disable_dynamo
+from torch.optim.optimizer import Optimizer, ParamsT
+
+from shampoo_fn import Config
+from shampoo_optim.configuration import configured, rate_of, structure, values
+from shampoo_optim.loading import check_loaded, loaded_groups, loaded_state
+from shampoo_optim.migrate import options_like
+from shampoo_optim.options import DEFAULTS, Options, plain
+from shampoo_optim.stepping import step
+from shampoo_optim.storage import Storage
+
+CACHE = "_storages"  # the only attribute of its own; not pickled, not copied, rebuilt when needed
+
+
+class Shampoo(Optimizer):
+    """Shampoo with grafting, as `torch.optim.AdamW` is used: `Shampoo(model.parameters(), lr=0.01, weight_decay=0.1)`.
+
+    Options (`options.Options`, with their defaults in `options.DEFAULTS`) hold for all groups that do not say otherwise, and
+    are read from the group at every step: changing `param_groups[0]["lr"]` takes effect at once. Those that shape the state
+    (`options.SHAPING`, and whether betas[0], momentum are 0 and betas[1] is 1) raise if changed once there is a state.
+    Alternatively `config`, any `shampoo_fn.Config`, says everything; groups then have `lr` and `maximize` alone.
+
+    `state[p]` is a dict of named tensors, see `entries.py`. Name the parameters (`model.named_parameters()`) and embeddings
+    are recognised by `diagonal`. Raises ValueError with the option's name, value and what is allowed.
+    """
+
+    def __init__(
+        self,
+        params: ParamsT,
+        lr: float | Tensor | None = None,
+        *,
+        config: Config | None = None,
+        **options: Unpack[Options],
+    ) -> None:
+        known = DEFAULTS if config is None else {"lr": _initial_rate(config), "maximize": False}
+        for name in options:
+            if name not in known:
+                where = "with config= the config says it" if config and name in DEFAULTS else f"known are {', '.join(known)}"
+                raise TypeError(f"Shampoo got an unknown option {name!r}: {where}")
+        given = {**options, **({} if lr is None else {"lr": lr})}
+        super().__init__(params, plain(known | given) | ({} if config is None else {"config": config}))
+
+    @classmethod
+    def like(cls, optimizer: Optimizer, **options: Unpack[Options]) -> "Shampoo":
+        """A Shampoo in place of an SGD, Adagrad, RMSprop, Adam or AdamW: its parameters and groups, grafted from it.
+
+        Same lr, betas, eps and weight decay; other `options` as in the constructor. See `migrate.py`.
+        """
+        given = plain(options)
+        return cls([group | {k: v for k, v in given.items() if k in DEFAULTS} for group in options_like(optimizer)], **options)
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """Add parameters with options of their own; as in torch.optim, at any time."""
+        super().add_param_group(param_group)
+        group = self.param_groups[-1]
+        group.pop("config", None)
+        try:
+            group.update(plain({name: value for name, value in group.items() if name in self.defaults}))
+            configured(group, self._base, values(group))
+        except ValueError:
+            self.param_groups.pop()
+            raise
+
+    @overload
+    def step(self, closure: None = None) -> None: ...
+
+    @overload
+    def step(self, closure: Callable[[], float]) -> float: ...
+
+    @_disable_dynamo
+    def step(self, closure: Callable[[], float] | None = None) -> float | None:
+        """Update the parameters that have a gradient. `closure` is called first, once, with gradients enabled."""
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        with torch.no_grad():
+            for number, group in enumerate(self.param_groups):
+                self._step(number, group)
+        return loss
+
+    def _step(self, number: int, group: dict[str, Any]) -> None:
+        for storage, params in self.storages(number, group):
+            grads = {name: p.grad for name, p in zip(storage.names, params, strict=True) if p.grad is not None}
+            if grads:
+                step(storage, grads, maximize=group["maximize"])
+                storage.let_go()
+
+    def storages(self, number: int, group: dict[str, Any]) -> Iterator[tuple[Storage, list[Tensor]]]:
+        """The stacked state of a group, device by device, and its parameters: those with a gradient or a state."""
+        # a parameter of no elements is nothing to optimize, a frozen one gets no state
+        active = [p for p in dict.fromkeys(group["params"]) if (p.grad is not None or self.state.get(p)) and p.numel()]
+        for device in dict.fromkeys(p.device for p in active):
+            params = [p for p in active if p.device == device]
+            storage = self._storage(number, group, params, device)
+            storage.turn_dials(group)
+            yield storage, params
+
+    def _storage(self, number: int, group: dict[str, Any], params: list[Tensor], device: torch.device) -> Storage:
+        storages: dict[Any, Storage] = self.__dict__.setdefault(CACHE, {})
+        states, key = [self.state[p] for p in params], structure(group)
+        storage = storages.get((number, device))
+        if storage is None or not storage.current(params, states, key):
+            place = {p: i for i, p in reversed(list(enumerate(group["params"])))}
+            named = {_name(group, number, place[p]): p for p in params}
+            if storage is not None and any(states):
+                storage.check_shape(group)
+            storage = storages[number, device] = Storage(named, states, group, self._base, key)
+        return storage
+
+    @property
+    def _base(self) -> Config | None:
+        return self.defaults.get("config")
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Take over groups and state of a checkpoint: copied, on the devices of the parameters, in the dtypes they have.
+
+        Raises ValueError, before anything has changed, naming the first parameter and entry that do not fit.
+        """
+        state_dict = state_dict.copy()
+        for before in self._optimizer_load_state_dict_pre_hooks.values():
+            state_dict = before(self, state_dict) or state_dict
+        saved = deepcopy(state_dict["param_groups"])
+        options = {name: value for name, value in self.defaults.items() if name != "config"}
+        groups = loaded_groups(self.param_groups, saved, options)
+        owners = dict(zip(_members(saved), _members(groups), strict=True))
+        state: dict[Any, Any] = {}
+        for key, value in state_dict["state"].items():
+            state[owners.get(key, key)] = loaded_state(value, owners[key]) if key in owners else deepcopy(value)
+        for number, group in enumerate(groups):
+            check_loaded(group, state, self._base, partial(_name, group, number))
+        fresh = type(self.state)(dict, state)
+        self.__setstate__({"state": fresh, "param_groups": groups})
+        for after in self._optimizer_load_state_dict_post_hooks.values():
+            after(self)
+
+    def __getstate__(self) -> dict[str, Any]:
+        # tensors of their own: a view would be pickled together with the whole stack that it belongs to
+        state = {p: {k: v.clone() for k, v in held.items()} for p, held in self.state.items()}
+        return super().__getstate__() | {"state": type(self.state)(dict, state)}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        self.defaults.pop("differentiable", None)  # torch's own; none of our options
+        self.__dict__.pop(CACHE, None)
+        for group in self.param_groups:
+            for name, value in self.defaults.items():
+                if name != "config":
+                    group.setdefault(name, value)
+
+
+def _initial_rate(config: Config) -> Any:
+    rate = rate_of(config)
+    return 1.0 if callable(rate) else rate
+
+
+def _name(group: Mapping[str, Any], number: int, index: int) -> str:
+    names = group.get("param_names")
+    return str(names[index]) if names else f"group{number}.param{index}"
+
+
+def _members(groups: Iterable[Mapping[str, Any]]) -> Iterator[Any]:
+    for group in groups:
+        yield from group["params"]

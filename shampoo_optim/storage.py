@@ -1,0 +1,122 @@
+"""Stacked storage behind `state[p]`: one tensor per entry and stack of equal blocks, of which the entries are views.
+
+It is a cache. Everything in it follows from the parameters, the options and `state[p]`, and it is rebuilt from these as soon
+as a tensor there, its dict, the set of parameters or an option has been replaced; steps write through it into `state[p]`.
+"""
+
+from collections.abc import Hashable, Mapping, Sequence
+from operator import is_
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from shampoo_fn import Config, State, init_state
+from shampoo_fn.layout import Layout, layout, turns
+from shampoo_fn.tracing import is_traced
+from shampoo_fn.validate import require
+from shampoo_optim.chunks import SMALLEST_LIMIT, Chunk, chunks, tiles
+from shampoo_optim.configuration import Dials, configured, constant, shape, values
+from shampoo_optim.entries import as_tensor, check_entries, entries
+
+
+class Storage:
+    """The stacked state of the parameters of one group on one device."""
+
+    def __init__(
+        self,
+        params: Mapping[str, Tensor],
+        states: Sequence[dict[str, Any]],
+        group: Mapping[str, Any],
+        base: Config | None,
+        key: Hashable,
+    ) -> None:
+        self.key, self.names, self.params = key, list(params), list(params.values())
+        self.shape = shape(group)
+        self.dials = _dials(group, self.params[0].device)
+        self.config = configured(group, base, self.dials)
+        self.state: State = init_state(params, self.config)
+        self.plan: Layout = layout(self.state.templates, self.config)
+        self.descriptions = [_description(param) for param in self.params]
+        self._adopt(states)
+        staggered = self.config.cadence.staggered
+        self.turns = turns(self.plan.stacks, self.config) if staggered else {s.key: [0] * s.size for s in self.plan.stacks}
+        # steps on the host where reading them each time would wait for the device; None where they cannot be read at all
+        self.counts = {key: _read(blocks.step) for key, blocks in self.state.stacks.items()}
+        elements = sum(param.numel() for param in self.params)
+        self.limit = max(SMALLEST_LIMIT, elements // 32)
+        shapes = {name: tuple(param.shape) for name, param in params.items()}
+        self._tiles = [tiles(stack, self.plan.merged, shapes, self.limit) for stack in self.plan.stacks]
+        self._all = self._chunks(None)
+
+    def _adopt(self, states: Sequence[dict[str, Any]]) -> None:
+        """Take over what the dicts hold, and leave views in them."""
+        self._replaced: list[tuple[Tensor, Tensor]] = []
+        found = entries(self.plan, self.state)
+        for name, given in zip(self.names, states, strict=True):
+            if given:
+                check_entries(name, given, found[name], "its state")
+        for name, given in zip(self.names, states, strict=True):
+            for entry, value in given.items():
+                found[name][entry].copy_(as_tensor(value))
+            self._replaced += [(value, found[name][entry]) for entry, value in given.items() if isinstance(value, Tensor)]
+            given.clear()
+            given.update(found[name])
+        self.states = list(states)
+        self.views = [tuple(found[name].values()) for name in self.names]
+
+    def current(self, params: Sequence[Tensor], states: Sequence[dict[str, Any]], key: Hashable) -> bool:
+        """Whether nothing was replaced since it was built."""
+        return (
+            len(params) == len(self.params)
+            and all(map(is_, params, self.params))
+            and all(map(is_, states, self.states))
+            and self.key == key
+            and all(len(d) == len(v) and all(map(is_, d.values(), v)) for d, v in zip(states, self.views, strict=True))
+            and [_description(param) for param in params] == self.descriptions
+        )
+
+    def let_go(self) -> None:
+        """After a step: whoever put tensors into `state[p]` finds this one step in them too, as if it had been in place."""
+        for given, view in self._replaced:
+            given.copy_(view)
+        self._replaced = []
+
+    def check_shape(self, group: Mapping[str, Any]) -> None:
+        """Refuse options under which the tensors of the state would mean something else."""
+        for name, now in shape(group).items():
+            require(
+                now == self.shape[name], name, now, f"{self.shape[name]!r}, as the state has it; another needs a new optimizer"
+            )
+
+    def chunks(self, grads: Mapping[str, Tensor]) -> list[Chunk]:
+        """The slots that take part in a step with these gradients."""
+        return self._all if len(grads) == len(self.params) else self._chunks(grads)
+
+    def _chunks(self, present: Mapping[str, Tensor] | None) -> list[Chunk]:
+        pairs = zip(self.plan.stacks, self._tiles, strict=True)
+        return [c for stack, parts in pairs for c in chunks(stack, self.state.stacks[stack.key], parts, present, self.limit)]
+
+    def turn_dials(self, group: Mapping[str, Any]) -> None:
+        """Let the config say what the group says now."""
+        for name, value in values(group).items():
+            dial = self.dials[name]
+            if isinstance(dial, Tensor):
+                dial.copy_(value) if isinstance(value, Tensor) else dial.fill_(value)
+
+
+def _dials(group: Mapping[str, Any], device: torch.device) -> Dials:
+    # on the device, since a 0-d tensor that has to get there makes the host wait; not on "meta", where nothing can be read
+    wide = torch.float32 if device.type == "mps" else torch.float64
+    return {
+        name: value if constant(name, value) else torch.zeros((), dtype=wide, device=device)
+        for name, value in values(group).items()
+    }
+
+
+def _description(param: Tensor) -> tuple[torch.Size, torch.dtype]:
+    return param.shape, param.dtype
+
+
+def _read(step: Tensor) -> list[int] | None:
+    return None if is_traced(step) or step.device.type == "meta" else step.tolist()

@@ -1,0 +1,101 @@
+"""The wrapper has no mathematics of its own: every number equals the functional API's, to the bit."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from shampoo_fn import Adagrad, Adam, Config, Identity, RMSprop, apply_updates, init_state, shampoo, to_dict, update
+from shampoo_optim import GraftingType, Shampoo, chunks
+from tests.cases import every_case
+from tests.optim.support import BUSY, SHAPES, grads_for, parameters
+from tests.support import assert_identical
+
+Steps = list[dict[str, Tensor]]
+
+
+def assert_same_walk(optimizer: Shampoo, params: Mapping[str, Tensor], steps: Steps, config: Config) -> None:
+    """Parameters and, by number of entries and bytes, the state agree after every step."""
+    weights = {name: param.detach().clone() for name, param in params.items()}
+    state = init_state(weights, config)
+    for grads in steps:
+        for name, param in params.items():
+            param.grad = grads[name].clone() if name in grads else None
+        optimizer.step()
+        updates, state = update(grads, state, config, weights)
+        weights = apply_updates(weights, updates)
+        assert_identical({name: param.detach() for name, param in params.items()}, weights)
+    for name, blocks in to_dict(state, config).items():
+        held = optimizer.state[params[name]]
+        assert sum(t.numel() for t in held.values()) == sum(t.numel() for block in blocks.values() for t in block.values())
+
+
+def with_gaps(steps: Steps) -> Steps:
+    """All gradients at first, then some of them missing, others each time."""
+    return [{name: g for i, (name, g) in enumerate(step.items()) if t == 0 or (i + t) % 3} for t, step in enumerate(steps)]
+
+
+@every_case
+def test_config_by_config(config: Config) -> None:
+    params = parameters(torch.float64)
+    assert_same_walk(Shampoo(params.items(), config=config), params, with_gaps(grads_for(params, 7)), config)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.float16])
+def test_busy_options_dtype_by_dtype(dtype: torch.dtype) -> None:
+    params = parameters(dtype)
+    config = shampoo(
+        0.1, (0.8, 0.9), weight_decay=0.1, momentum=0.9, grafting=Adam(), max_preconditioner_dim=4, precondition_frequency=3,
+        start_preconditioning_step=2, staggered=True,
+    )  # fmt: skip
+    assert_same_walk(Shampoo(params.items(), **BUSY), params, with_gaps(grads_for(params, 8)), config)
+
+
+def test_the_defaults_are_the_recipe() -> None:
+    params = parameters()
+    assert_same_walk(Shampoo(params.items()), params, grads_for(params, 12), shampoo())
+
+
+@pytest.mark.parametrize(
+    ("name", "grafting"),
+    [
+        (GraftingType.NONE, None),
+        (GraftingType.SGD, Identity()),
+        (GraftingType.ADAGRAD, Adagrad(1e-6)),
+        (GraftingType.RMSPROP, RMSprop(0.9, 1e-6)),
+        (GraftingType.ADAM, Adam(0.9, 1e-6)),
+    ],
+)
+def test_grafting_by_name(name: GraftingType, grafting: Any) -> None:
+    params = parameters()
+    optimizer = Shampoo(params.items(), grafting_type=name, grafting_beta2=0.9, grafting_epsilon=1e-6)
+    assert_same_walk(optimizer, params, grads_for(params, 4), shampoo(grafting=grafting))
+
+
+def test_chunks_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("shampoo_optim.storage.SMALLEST_LIMIT", 40)
+    params = parameters(torch.float64, SHAPES | {"large": (13, 10)})
+    config = shampoo(max_preconditioner_dim=4, weight_decay=0.1, grafting=Adam())
+    optimizer = Shampoo(params.items(), max_preconditioner_dim=4, weight_decay=0.1, grafting_type="adam")
+    assert_same_walk(optimizer, params, grads_for(params, 3), config)
+    (storage,) = optimizer.__dict__["_storages"].values()
+    assert len(storage.chunks({})) == 0
+    assert all(c.size * c.stack.block[0] * c.stack.block[-1] <= 48 for c in storage.chunks(params))
+    assert isinstance(storage.chunks(params)[0], chunks.Chunk)
+
+
+def test_a_changing_lr_is_the_functional_schedule() -> None:
+    params = parameters()
+    optimizer = Shampoo(params.items(), lr=0.1)
+    weights = {name: param.detach().clone() for name, param in params.items()}
+    state = init_state(weights, shampoo(0.1))
+    for t, grads in enumerate(grads_for(params, 5)):
+        optimizer.param_groups[0]["lr"] = lr = 0.1 / (1 + t)
+        for name, param in params.items():
+            param.grad = grads[name]
+        optimizer.step()
+        updates, state = update(grads, state, shampoo(lr), weights)
+        weights = apply_updates(weights, updates)
+    assert_identical({name: param.detach() for name, param in params.items()}, weights)
