@@ -21,8 +21,8 @@ from torch import Tensor
 # batch * n^3 below which starting threads may cost more than it gains, about 7 ms of one core: besides their own start, the
 # OpenMP threads of whatever torch did before go on spinning for a while and hold their cores
 WORTH_A_POOL = 2**24
-# n^3 summed over a chunk: two matrices of 128, one of 256; enough that calling the operations is nothing beside them
-CHUNK = 2**22
+# n^3 summed over a chunk: four matrices of 128, one of 256; enough that calling the operations is little beside them
+CHUNK = 2**23
 TURN = threading.Lock()
 
 Outputs = tuple[Tensor, ...]
