@@ -17,7 +17,7 @@ from shampoo_fn.roots.minimax import Minimax
 from shampoo_fn.roots.rational import Rational
 from shampoo_fn.validate import require
 from shampoo_optim.grafting import magnitude
-from shampoo_optim.options import DEFAULTS, SHAPING
+from shampoo_optim.options import DEFAULTS, SAME, SHAPING
 
 METHODS: dict[str, type[Solver]] = {
     "eigendecomposition": Eigh,
@@ -85,7 +85,6 @@ def configured(group: Mapping[str, Any], base: Config | None, dials: Dials) -> C
             rms=group["grafting_rms"],
         ),
         decoupled_weight_decay=group["adam_w_mode"],
-        dampening=group["dampening"],
         nesterov=group["use_nesterov"],
         solver=_solver(group),
         large_dim=LARGE_DIMS[group["large_dim_method"]],
@@ -96,18 +95,8 @@ def configured(group: Mapping[str, Any], base: Config | None, dials: Dials) -> C
     )
 
 
-_PASSED = (
-    "exponent",
-    "bias_correction",
-    "precondition_frequency",
-    "start_preconditioning_step",
-    "staggered",
-    "dense_until",
-    "max_preconditioner_dim",
-    "merge_dims",
-    "vectors",
-    "nonfinite",
-)
+# those that the recipe takes as they are; the others are dials, or need a word of translation
+_PASSED = [name for name in SAME if name not in (*values(DEFAULTS), "betas", "diagonal", "root_dtype")]
 
 
 def rate_of(config: Config) -> Any:

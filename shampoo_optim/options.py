@@ -56,7 +56,8 @@ class Options(TypedDict, total=False):
 
 
 _RECIPE: dict[str, Any] = {name: each.default for name, each in inspect.signature(shampoo).parameters.items()}
-_SAME = (
+# options that the recipe has under the same name
+SAME = (
     "lr",
     "betas",
     "beta3",
@@ -77,7 +78,7 @@ _SAME = (
     "root_dtype",
 )
 
-DEFAULTS: dict[str, Any] = {name: _RECIPE[name] for name in _SAME} | {
+DEFAULTS: dict[str, Any] = {name: _RECIPE[name] for name in SAME} | {
     "adam_w_mode": _RECIPE["decoupled_weight_decay"],
     "use_nesterov": _RECIPE["nesterov"],
     "grafting_type": "RMS",
