@@ -7,7 +7,6 @@ from torch import Tensor
 
 from shampoo_fn.config import Config
 from shampoo_fn.layout import Layout, owners_of
-from shampoo_fn.preconditioner import RootState
 from shampoo_fn.state import State, check_tensor
 from shampoo_fn.tracing import is_traced
 from shampoo_fn.tree import flatten
@@ -74,7 +73,7 @@ def check_failures(plan: Layout, state: State, config: Config) -> None:
         (stack.key, path): leaf
         for stack in plan.stacks
         for path, leaf in flatten(state.stacks[stack.key].links).items()
-        if path.endswith(f".{RootState._fields[2]}")
+        if path.endswith(".failures")  # of a `RootState`
     }
     if not counters or any(is_traced(leaf) for leaf in counters.values()):
         return

@@ -39,7 +39,7 @@ class Batch(NamedTuple):
     blocks: Blocks
 
 
-def prepared(grads: Tensors, state: State, config: Config, params: Tensors | None) -> tuple[State, Layout, list[Batch]]:
+def prepared(grads: Tensors, state: State, config: Config, params: Tensors | None) -> tuple[Layout, list[Batch]]:
     check_grads(grads, state, config)
     read = check_params(params, grads, state, config)
     plan = layout(state.templates, config)
@@ -51,7 +51,7 @@ def prepared(grads: Tensors, state: State, config: Config, params: Tensors | Non
             weights = None if read is None else gather(pieces, read, plan.merged)
             blocks = guarded(stack, config, gather(pieces, grads, plan.merged), weights)
             batches.append(Batch(stack, index, pieces, blocks))
-    return state, plan, batches
+    return plan, batches
 
 
 def accumulate_all(batches: list[Batch], state: State, config: Config) -> State:

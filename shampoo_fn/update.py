@@ -39,17 +39,17 @@ def update(
     Gupta, Koren, Singer 2018, arXiv 1802.09568, algorithm 2; Shi et al. 2023, arXiv 2309.06497, algorithm 2.
     """
     check_refresh(refresh, state, config)
-    old, plan, batches = prepared(grads, state, config, params)
-    state = accumulate_all(batches, state, config)
+    plan, batches = prepared(grads, state, config, params)
+    new = accumulate_all(batches, state, config)
     if refresh is not False:
-        state = refresh_due(plan, state, config, solve, every=refresh is True, names=grads)
-    updates, state = precondition_all(batches, state, config, plan, grads)
-    return updates, unshared(old, state)
+        new = refresh_due(plan, new, config, solve, every=refresh is True, names=grads)
+    updates, new = precondition_all(batches, new, config, plan, grads)
+    return updates, unshared(state, new)
 
 
 def accumulate(grads: Tensors, state: State, config: Config, params: Tensors | None = None) -> State:
     """The first stage: count the step and take the gradients into the statistics. Arguments and errors as in `update`."""
-    _, _, batches = prepared(grads, state, config, params)
+    _, batches = prepared(grads, state, config, params)
     return unshared(state, accumulate_all(batches, state, config))
 
 
@@ -71,9 +71,6 @@ def refresh(
     check_names(names, state)
     plan = layout(state.templates, config)
     wanted = state.templates.keys() if names is None else names
-    unknown = next((name for name in wanted if name not in state.templates), None)
-    if unknown is not None:
-        raise KeyError(f"names has {unknown!r}, which has no state: it was not among the params of init_state")
     return unshared(state, refresh_due(plan, state, config, solve, every=bool(every), names=wanted))
 
 
@@ -81,7 +78,7 @@ def precondition(
     grads: Tensors, state: State, config: Config, params: Tensors | None = None
 ) -> tuple[dict[str, Tensor], State]:
     """The third stage: updates from the roots in use, filters and momenta moved. Arguments and errors as in `update`."""
-    _, plan, batches = prepared(grads, state, config, params)
+    plan, batches = prepared(grads, state, config, params)
     updates, new = precondition_all(batches, state, config, plan, grads)
     return updates, unshared(state, new)
 

@@ -25,7 +25,7 @@ def may_be_due(storage: Storage, parts: list[Chunk]) -> bool:
         if steps is None:
             return True
         slots = slice(chunk.first, chunk.first + chunk.size)
-        distinct = set(zip(steps[slots], storage.turns[chunk.stack.key][slots], strict=True))
+        distinct = set(zip(steps[slots], storage.plan.turns[chunk.stack.key][slots], strict=True))
         if any(cadence.due(step + 1, turn) for step, turn in distinct):
             return True
     return False
@@ -91,7 +91,7 @@ def _due(storage: Storage, chunk: Chunk) -> list[int]:
     steps = _steps(storage, chunk.stack)
     if steps is None:
         return list(slots)  # nothing can be read: the step that needs the most memory
-    turn = storage.turns[chunk.stack.key]
+    turn = storage.plan.turns[chunk.stack.key]
     blocks = storage.state.stacks[chunk.stack.key]
     cpu = chunk.stack.device.type == "cpu"
     last = blocks.refreshed.tolist() if cpu else [0] * len(steps)

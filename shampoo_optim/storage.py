@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from shampoo_fn import Config, State, init_state
-from shampoo_fn.layout import Layout, layout, turns
+from shampoo_fn.layout import Layout, layout
 from shampoo_fn.tracing import is_traced
 from shampoo_fn.validate import require
 from shampoo_optim.chunks import SMALLEST_LIMIT, Chunk, chunks, tiles
@@ -39,8 +39,6 @@ class Storage:
         self.plan: Layout = layout(self.state.templates, self.config)
         self.descriptions = [_description(param) for param in self.params]
         self._adopt(states)
-        staggered = self.config.cadence.staggered
-        self.turns = turns(self.plan.stacks, self.config) if staggered else {s.key: [0] * s.size for s in self.plan.stacks}
         # steps on the host where reading them each time would wait for the device; None where they cannot be read at all
         self.counts = {key: _read(blocks.step) for key, blocks in self.state.stacks.items()}
         elements = sum(param.numel() for param in self.params)

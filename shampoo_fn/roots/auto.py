@@ -7,7 +7,6 @@ from torch import Tensor
 from shampoo_fn.roots.eigh import Eigh
 from shampoo_fn.roots.minimax import Minimax
 from shampoo_fn.roots.rational import Rational
-from shampoo_fn.roots.ridge import ridged_diagonal
 from shampoo_fn.roots.solver import Roots, Solver
 
 # below it the rounding of float32 factors decides the root, and only float64 work keeps the residual small
@@ -25,9 +24,6 @@ class Auto(Solver):
 
     def __call__(self, matrices: Tensor, exponent: float, boost: Tensor | None = None) -> Roots:
         return self.choose(matrices, exponent)(matrices, exponent, boost)
-
-    def diagonal(self, diagonals: Tensor, exponent: float, boost: Tensor | None = None) -> Tensor:
-        return ridged_diagonal(diagonals, exponent, relative_epsilon=self.relative_epsilon, epsilon=self.epsilon, boost=boost)
 
     def choose(self, matrices: Tensor, exponent: float) -> Solver:
         """The solver for `matrices` [batch, n, n] and this exponent; it depends on no value in them."""

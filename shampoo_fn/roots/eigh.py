@@ -9,7 +9,7 @@ from torch.linalg import LinAlgError  # type: ignore[attr-defined]  # documented
 
 from shampoo_fn.roots.derivative import linearised
 from shampoo_fn.roots.residual import checked
-from shampoo_fn.roots.ridge import add_ridge, ridged_diagonal
+from shampoo_fn.roots.ridge import add_ridge
 from shampoo_fn.roots.solver import Roots, Solver, check_dtype
 from shampoo_fn.roots.threaded import by_threads
 from shampoo_fn.tracing import is_traced
@@ -62,9 +62,6 @@ class Eigh(Solver):
         if self.exact_derivative:
             roots = linearised(roots, problem.matrices, eigenvalues, eigenvectors, exponent)
         return checked(roots, problem, exponent, matrices.dtype)
-
-    def diagonal(self, diagonals: Tensor, exponent: float, boost: Tensor | None = None) -> Tensor:
-        return ridged_diagonal(diagonals, exponent, relative_epsilon=self.relative_epsilon, epsilon=self.epsilon, boost=boost)
 
 
 def each_by_threads(

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from shampoo_fn.roots.polynomial import Product, evaluate
 from shampoo_fn.roots.residual import checked
-from shampoo_fn.roots.ridge import add_ridge, ridged_diagonal, unridged_bound
+from shampoo_fn.roots.ridge import add_ridge, unridged_bound
 from shampoo_fn.roots.schedule import PRODUCTS_TO_COUPLE, Steps, schedule
 from shampoo_fn.roots.solver import Roots, Solver, check_dtype, wide_dtype
 from shampoo_fn.roots.split_matmul import SPLITS
@@ -75,9 +75,6 @@ class Minimax(Solver):
         if p == 1:
             roots = roots @ roots  # the square of the p = 2 root: its own iteration, M <- M h(M), would lose symmetry
         return checked(roots * bound.pow(-1 / p), problem, exponent, matrices.dtype)
-
-    def diagonal(self, diagonals: Tensor, exponent: float, boost: Tensor | None = None) -> Tensor:
-        return ridged_diagonal(diagonals, exponent, relative_epsilon=self.relative_epsilon, epsilon=self.epsilon, boost=boost)
 
     @staticmethod
     def root(exponent: float) -> int:

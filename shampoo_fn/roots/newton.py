@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from shampoo_fn.roots.residual import checked
-from shampoo_fn.roots.ridge import add_ridge, ridged_diagonal, spectral_bound
+from shampoo_fn.roots.ridge import add_ridge, spectral_bound
 from shampoo_fn.roots.solver import Roots, Solver, check_dtype
 from shampoo_fn.validate import require
 
@@ -47,9 +47,6 @@ class CoupledNewton(Solver):
         )
         roots = self._iterate(problem.matrices, integer_root(exponent))
         return checked(roots, problem, exponent, matrices.dtype)
-
-    def diagonal(self, diagonals: Tensor, exponent: float, boost: Tensor | None = None) -> Tensor:
-        return ridged_diagonal(diagonals, exponent, relative_epsilon=self.relative_epsilon, epsilon=self.epsilon, boost=boost)
 
     def _iterate(self, matrices: Tensor, p: int) -> Tensor:
         identity = torch.eye(matrices.shape[-1], dtype=matrices.dtype, device=matrices.device)

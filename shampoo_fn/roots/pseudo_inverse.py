@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from shampoo_fn.roots.eigh import each_by_threads, eigendecomposition
-from shampoo_fn.roots.residual import entries_are_finite, probe_vectors, residual
+from shampoo_fn.roots.residual import handed_out, probe_vectors, residual
 from shampoo_fn.roots.ridge import add_ridge, power_of_two_above
 from shampoo_fn.roots.solver import Roots, Solver, check_dtype
 from shampoo_fn.validate import require
@@ -49,10 +49,7 @@ class PseudoInverse(Solver):
         projected = inside @ (inside.mT @ problem.matrices @ inside) @ inside.mT
         residuals = residual(scaled + complement, projected + complement, exponent)
         residuals = torch.maximum(residuals, _decomposition_error(problem.matrices, eigenvalues, eigenvectors))
-        roots = (scaled * problem.scale.pow(-exponent)[:, None, None]).to(matrices.dtype)
-        good = problem.finite & residuals.isfinite() & entries_are_finite(roots)
-        identity = torch.eye(roots.shape[-1], dtype=roots.dtype, device=roots.device)
-        return Roots(torch.where(good[:, None, None], roots, identity), torch.where(good, residuals, torch.inf))
+        return handed_out(scaled, residuals, problem, exponent, matrices.dtype)
 
     def diagonal(self, diagonals: Tensor, exponent: float, boost: Tensor | None = None) -> Tensor:
         scale = power_of_two_above(diagonals.amax(-1))[:, None]

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from shampoo_fn.roots.partial_fractions import Fractions, partial_fractions
 from shampoo_fn.roots.residual import checked
-from shampoo_fn.roots.ridge import add_ridge, ridged_diagonal, unridged_bound
+from shampoo_fn.roots.ridge import add_ridge, unridged_bound
 from shampoo_fn.roots.solver import Roots, Solver, check_dtype, wide_dtype
 from shampoo_fn.tracing import fixed
 from shampoo_fn.validate import require
@@ -49,9 +49,6 @@ class Rational(Solver):
         bound = unridged_bound(problem)[:, None, None]
         roots = _sum_of_inverses(problem.matrices / bound, self.fractions(exponent), dtype)
         return checked(roots * bound.pow(-exponent), problem, exponent, matrices.dtype)
-
-    def diagonal(self, diagonals: Tensor, exponent: float, boost: Tensor | None = None) -> Tensor:
-        return ridged_diagonal(diagonals, exponent, relative_epsilon=self.relative_epsilon, epsilon=self.epsilon, boost=boost)
 
     def fractions(self, exponent: float) -> Fractions:
         """The weights and shifts used for an exponent, with their largest relative error."""

@@ -66,8 +66,13 @@ def entries_are_finite(matrices: Tensor) -> Tensor:
 
 
 def checked(roots: Tensor, problem: Ridged, exponent: float, dtype: torch.dtype) -> Roots:
-    """Measure `roots` of the scaled problem, undo the scale, cast to `dtype`; the identity where nothing usable came out."""
+    """Measure `roots` of the scaled problem and hand them out, see `handed_out`."""
     residuals = residual(roots.detach(), problem.matrices.detach(), exponent)
+    return handed_out(roots, residuals, problem, exponent, dtype)
+
+
+def handed_out(roots: Tensor, residuals: Tensor, problem: Ridged, exponent: float, dtype: torch.dtype) -> Roots:
+    """Undo the scale and cast to `dtype`; the identity, with an infinite residual, where nothing usable came out."""
     unscaled = (roots * problem.scale.pow(-exponent)[:, None, None]).to(dtype)
     good = problem.finite & residuals.isfinite() & entries_are_finite(unscaled)
     identity = torch.eye(roots.shape[-1], dtype=dtype, device=roots.device)

@@ -7,6 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from shampoo_fn.roots.ridge import ridged_diagonal
 from shampoo_fn.validate import require
 
 
@@ -38,9 +39,9 @@ class Solver(ABC):
     def __call__(self, matrices: Tensor, exponent: float, boost: Tensor | None = None) -> Roots:
         """Roots of `matrices` [batch, n, n] for `exponent` in (0, 1]; `boost` [batch] multiplies each ridge."""
 
-    @abstractmethod
     def diagonal(self, diagonals: Tensor, exponent: float, boost: Tensor | None = None) -> Tensor:
         """The same root for diagonal matrices, given and returned as their diagonals [batch, n]."""
+        return ridged_diagonal(diagonals, exponent, relative_epsilon=self.relative_epsilon, epsilon=self.epsilon, boost=boost)
 
     @property
     def differentiable(self) -> bool:
