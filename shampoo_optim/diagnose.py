@@ -13,6 +13,7 @@ from shampoo_optim.chunks import owners
 from shampoo_optim.shampoo import Shampoo
 from shampoo_optim.stepping import blocks_of
 from shampoo_optim.storage import Storage
+from shampoo_optim.work import local_work
 
 Row = dict[str, Any]
 Slots = Mapping[str, Tensor]  # by path: the slots of one region of a parameter
@@ -110,11 +111,10 @@ def _joined(one: Row, other: Row) -> Row:
 
 def _graft_ratios(storage: Storage, *, maximize: bool) -> dict[str, float]:
     """By how much grafting scales Shampoo's direction of the gradients that are there, largest over blocks."""
-    params = dict(zip(storage.names, storage.params, strict=True))
-    grads = {name: param.grad for name, param in params.items() if param.grad is not None}
+    work = local_work(storage, storage.params, maximize=maximize)
     ratios: dict[str, float] = {}
-    for chunk in storage.chunks(grads):
-        norms = norms_of_stack(chunk.stack, storage.config, chunk.state, blocks_of(storage, chunk, grads, params, maximize))
+    for chunk in work.chunks:
+        norms = norms_of_stack(chunk.stack, storage.config, chunk.state, blocks_of(work, chunk))
         for tile, (direction, magnitude) in zip(owners(chunk.tiles), norms.tolist(), strict=True):
             if direction > 0 and magnitude > 0:
                 ratios[tile] = max(ratios.get(tile, 0.0), magnitude / direction)

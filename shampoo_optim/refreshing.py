@@ -1,14 +1,14 @@
 """Inverse roots: whose turn it is, and taking them a bounded number at a time."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 
 import torch
 
-from shampoo_fn import batched
 from shampoo_fn.checks import check_failures
 from shampoo_fn.layout import Stack, owners_of
 from shampoo_fn.lift import Changes, install_in_stack, jobs_of_stack, taken
+from shampoo_fn.solve import Solve
 from shampoo_fn.state import BlockState
 from shampoo_fn.tree import changed, map_tree
 from shampoo_optim.chunks import Chunk
@@ -17,7 +17,7 @@ from shampoo_optim.storage import Storage
 Due = list[tuple[Stack, list[int]]]  # slots of stacks
 
 
-def may_be_due(storage: Storage, parts: list[Chunk]) -> bool:
+def may_be_due(storage: Storage, parts: Sequence[Chunk]) -> bool:
     """Whether a block of these chunks may be due once this step is counted."""
     cadence = storage.config.cadence
     for chunk in parts:
@@ -31,7 +31,7 @@ def may_be_due(storage: Storage, parts: list[Chunk]) -> bool:
     return False
 
 
-def count(storage: Storage, parts: list[Chunk]) -> None:
+def count(storage: Storage, parts: Sequence[Chunk]) -> None:
     """Count a step on the host, of the chunks whose own count is not read."""
     for chunk in parts:
         counts = storage.counts[chunk.stack.key]
@@ -40,7 +40,7 @@ def count(storage: Storage, parts: list[Chunk]) -> None:
                 counts[slot] += 1
 
 
-def refresh(storage: Storage, parts: list[Chunk]) -> None:
+def refresh(storage: Storage, parts: Sequence[Chunk], solve: Solve) -> None:
     """New roots for the blocks of these chunks that are due. RuntimeError for a factor that failed too often."""
     config = storage.config
     check_failures(storage.plan, storage.state, config)
@@ -50,7 +50,7 @@ def refresh(storage: Storage, parts: list[Chunk]) -> None:
             state, put = _taken(storage.state.stacks[stack.key], slots)
             owners = owners_of(stack)
             taken_out.append((stack, state, put, jobs_of_stack(stack, config, state, [owners[slot] for slot in slots])))
-        solved = iter(batched([job for *_, jobs in taken_out for job in jobs.values()]))
+        solved = iter(solve([job for *_, jobs in taken_out for job in jobs.values()]))
         for stack, state, put, jobs in taken_out:
             put(install_in_stack(stack, config, state, {path: next(solved) for path in jobs}))
 
@@ -66,7 +66,7 @@ def _taken(blocks: BlockState, slots: list[int]) -> tuple[BlockState, Callable[[
     return taken(blocks, index), write
 
 
-def _batches(storage: Storage, parts: list[Chunk]) -> Iterator[Due]:
+def _batches(storage: Storage, parts: Sequence[Chunk]) -> Iterator[Due]:
     """The slots that are due, in batches whose factors have a bounded number of elements."""
     batch: Due = []
     filled = 0

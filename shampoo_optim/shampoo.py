@@ -15,10 +15,13 @@ from shampoo_optim.configuration import configured, rate_of, structure, values
 from shampoo_optim.loading import check_loaded, loaded_groups, loaded_state
 from shampoo_optim.migrate import options_like
 from shampoo_optim.options import DEFAULTS, Options, plain
+from shampoo_optim.placement import Local, Placement
 from shampoo_optim.stepping import step
 from shampoo_optim.storage import Storage
+from shampoo_optim.work import Work
 
-CACHE = "_storages"  # the only attribute of its own; not pickled, not copied, rebuilt when needed
+CACHE = "_storages"  # not pickled, not copied, rebuilt when needed
+PLACEMENT = "_distributed"  # absent for one process
 
 
 class Shampoo(Optimizer):
@@ -27,7 +30,7 @@ class Shampoo(Optimizer):
     Options (`options.Options`, with their defaults in `options.DEFAULTS`) hold for all groups that do not say otherwise, and
     are read from the group at every step: changing `param_groups[0]["lr"]` takes effect at once. Those that shape the state
     (`options.SHAPING`, and whether betas[0], momentum are 0 and betas[1] is 1) raise if changed once there is a state.
-    Alternatively `config`, any `shampoo_fn.Config`, says everything; groups then have `lr` and `maximize` alone.
+    `distributed`, a `Placement`, spreads the work over processes. Alternatively `config`, any `shampoo_fn.Config`, says everything; groups then have `lr` and `maximize` alone.
 
     `state[p]` is a dict of named tensors, see `entries.py`. Name the parameters (`model.named_parameters()`) and embeddings
     are recognised by `diagonal`. Raises ValueError with the option's name, value and what is allowed.
@@ -39,6 +42,7 @@ class Shampoo(Optimizer):
         lr: float | Tensor | None = None,
         *,
         config: Config | None = None,
+        distributed: Placement | None = None,
         **options: Unpack[Options],
     ) -> None:
         known = DEFAULTS if config is None else {"lr": _initial_rate(config), "maximize": False}
@@ -47,6 +51,8 @@ class Shampoo(Optimizer):
                 where = "with config= the config says it" if config and name in DEFAULTS else f"known are {', '.join(known)}"
                 raise TypeError(f"Shampoo got an unknown option {name!r}: {where}")
         given = {**options, **({} if lr is None else {"lr": lr})}
+        if distributed is not None:
+            self.__dict__[PLACEMENT] = distributed
         super().__init__(params, plain(known | given) | ({} if config is None else {"config": config}))
 
     @classmethod
@@ -84,16 +90,21 @@ class Shampoo(Optimizer):
             with torch.enable_grad():
                 loss = closure()
         with torch.no_grad():
-            for number, group in enumerate(self.param_groups):
-                self._step(number, group)
+            works = list(self._works())
+            step(works, self._placement)
+            for work in works:
+                work.storage.let_go()
         return loss
 
-    def _step(self, number: int, group: dict[str, Any]) -> None:
-        for storage, params in self.storages(number, group):
-            grads = {name: p.grad for name, p in zip(storage.names, params, strict=True) if p.grad is not None}
-            if grads:
-                step(storage, grads, maximize=group["maximize"])
-                storage.let_go()
+    def _works(self) -> Iterator[Work]:
+        for number, group in enumerate(self.param_groups):
+            for storage, params in self.storages(number, group):
+                yield self._placement.work(storage, params, maximize=group["maximize"])
+
+    @property
+    def _placement(self) -> Placement:
+        placement: Placement = self.__dict__.get(PLACEMENT) or Local()
+        return placement
 
     def storages(self, number: int, group: dict[str, Any]) -> Iterator[tuple[Storage, list[Tensor]]]:
         """The stacked state of a group, device by device, and its parameters: those with a gradient or a state."""
@@ -114,7 +125,7 @@ class Shampoo(Optimizer):
             named = {_name(group, number, place[p]): p for p in params}
             if storage is not None and any(states):
                 storage.check_shape(group)
-            storage = storages[number, device] = Storage(named, states, group, self._base, key)
+            storage = storages[number, device] = self._placement.storage(named, states, group, self._base, key)
         return storage
 
     @property

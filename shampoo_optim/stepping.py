@@ -1,85 +1,81 @@
-"""One step of a group, in place: the stages of `shampoo_fn.lift` over the chunks of its stacks, written back."""
+"""One step, in place: the stages of `shampoo_fn.lift` over the chunks of stacks, written back."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
 
-from shampoo_fn.checks import check_grads
 from shampoo_fn.lift import Blocks, Changes, accumulate_stack, guarded, norms_of_stack, precondition_stack
-from shampoo_fn.state import BlockState, check_tensor
+from shampoo_fn.state import BlockState
 from shampoo_fn.tree import changed
-from shampoo_optim.chunks import Chunk, gathered
-from shampoo_optim.refreshing import count, may_be_due, refresh
-from shampoo_optim.storage import Storage
-from shampoo_optim.writing import Writer
+from shampoo_optim.chunks import Chunk
+from shampoo_optim.placement import Placement
+from shampoo_optim.refreshing import count
+from shampoo_optim.work import Work
 
 
-def step(storage: Storage, grads: Mapping[str, Tensor], *, maximize: bool) -> None:
+def step(works: Sequence[Work], placement: Placement) -> None:
     """Move the parameters that have a gradient, and their state; the same numbers as `shampoo_fn.update`."""
-    _check(storage, grads)
-    parts = storage.chunks(grads)
-    params = dict(zip(storage.names, storage.params, strict=True))
-    writer = Writer(storage.plan, params)
-    refreshes = may_be_due(storage, parts)
-    if refreshes or storage.config.transform.reads_norms:
+    if placement.due(works):
         # roots are taken of all chunks together, between two walks through them
-        for chunk in parts:
-            _accumulate(storage, chunk, blocks_of(storage, chunk, grads, params, maximize))
-        count(storage, parts)
-        if refreshes:
-            refresh(storage, parts)
-        norms = _norms(storage, parts, grads, params, maximize)
-        for chunk in parts:
-            _precondition(storage, chunk, blocks_of(storage, chunk, grads, params, maximize), writer, norms)
+        for work in works:
+            _accumulate(work)
+        placement.refresh(works)
+        for work in works:
+            _precondition(work)
     else:
-        for chunk in parts:
-            blocks = blocks_of(storage, chunk, grads, params, maximize)
-            _accumulate(storage, chunk, blocks)
-            _precondition(storage, chunk, blocks, writer, {})
-        count(storage, parts)
-    writer.finish()
+        for work in works:
+            _both(work)
+    placement.finish(works)
 
 
-def _check(storage: Storage, grads: Mapping[str, Tensor]) -> None:
-    for name, grad in grads.items():
-        if grad.layout is not torch.strided:
-            check_tensor("gradient", name, grad)
-    if storage.config.nonfinite == "raise":
-        check_grads(grads, storage.state, storage.config)
+def _both(work: Work) -> None:
+    if work.storage.config.transform.reads_norms:  # of whole parameters, from the statistics of all their blocks
+        _accumulate(work)
+        _precondition(work)
+        return
+    for chunk in work.chunks:
+        blocks = blocks_of(work, chunk)
+        _write(chunk.state, accumulate_stack(chunk.stack, work.storage.config, chunk.state, blocks))
+        _move(work, chunk, blocks, None)
+    count(work.storage, work.chunks)
 
 
-def blocks_of(
-    storage: Storage, chunk: Chunk, grads: Mapping[str, Tensor], params: Mapping[str, Tensor], maximize: bool
-) -> Blocks:
-    """The gradients of a chunk, and the parameters if a link reads them."""
-    merged = storage.plan.merged
-    blocks = gathered(chunk, grads, merged)
-    weights = gathered(chunk, params, merged) if storage.config.transform.reads_params else None
-    return guarded(chunk.stack, storage.config, -blocks if maximize else blocks, weights)
+def _accumulate(work: Work) -> None:
+    for chunk in work.chunks:
+        _write(chunk.state, accumulate_stack(chunk.stack, work.storage.config, chunk.state, blocks_of(work, chunk)))
+    count(work.storage, work.chunks)
 
 
-def _accumulate(storage: Storage, chunk: Chunk, blocks: Blocks) -> None:
-    _write(chunk.state, accumulate_stack(chunk.stack, storage.config, chunk.state, blocks))
+def _precondition(work: Work) -> None:
+    norms = _norms(work)
+    for chunk in work.chunks:
+        shared = None
+        if norms:
+            shared = torch.cat([norms[tile.name].sqrt().expand(tile.region.size, 2) for tile in chunk.tiles])
+        _move(work, chunk, blocks_of(work, chunk), shared)
 
 
-def _precondition(storage: Storage, chunk: Chunk, blocks: Blocks, writer: Writer, norms: Mapping[str, Tensor]) -> None:
-    shared = None
-    if norms:
-        shared = torch.cat([norms[tile.name].sqrt().expand(tile.region.size, 2) for tile in chunk.tiles])
-    updates, new = precondition_stack(chunk.stack, storage.config, chunk.state, blocks, shared)
+def _move(work: Work, chunk: Chunk, blocks: Blocks, norms: Tensor | None) -> None:
+    updates, new = precondition_stack(chunk.stack, work.storage.config, chunk.state, blocks, norms)
     _write(chunk.state, new)
-    writer.add(chunk, updates)
+    work.sink.add(chunk, updates)
 
 
-def _norms(
-    storage: Storage, parts: list[Chunk], grads: Mapping[str, Tensor], params: Mapping[str, Tensor], maximize: bool
-) -> dict[str, Tensor]:
+def blocks_of(work: Work, chunk: Chunk) -> Blocks:
+    """The gradients of a chunk, and the parameters if a link reads them."""
+    config = work.storage.config
+    grads = work.grads.blocks(chunk)
+    params = work.params.blocks(chunk) if config.transform.reads_params else None
+    return guarded(chunk.stack, config, -grads if work.maximize else grads, params)
+
+
+def _norms(work: Work) -> Mapping[str, Tensor]:
     """Squared norms [2] over whole parameters, if the config asks for them."""
     totals: dict[str, Tensor] = {}
-    for chunk in parts if storage.config.transform.reads_norms else ():
-        blocks = blocks_of(storage, chunk, grads, params, maximize)
-        squared = norms_of_stack(chunk.stack, storage.config, chunk.state, blocks).square()
+    config = work.storage.config
+    for chunk in work.chunks if config.transform.reads_norms else ():
+        squared = norms_of_stack(chunk.stack, config, chunk.state, blocks_of(work, chunk)).square()
         for tile, part in zip(chunk.tiles, squared.split([tile.region.size for tile in chunk.tiles]), strict=True):
             totals[tile.name] = totals.get(tile.name, 0) + part.sum(0)
     return totals

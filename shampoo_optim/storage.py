@@ -12,7 +12,9 @@ import torch
 from torch import Tensor
 
 from shampoo_fn import Config, State, init_state
+from shampoo_fn.checks import check_grads
 from shampoo_fn.layout import Layout, layout
+from shampoo_fn.state import check_tensor
 from shampoo_fn.tracing import is_traced
 from shampoo_fn.validate import require
 from shampoo_optim.chunks import SMALLEST_LIMIT, Chunk, chunks, tiles
@@ -86,6 +88,14 @@ class Storage:
             require(
                 now == self.shape[name], name, now, f"{self.shape[name]!r}, as the state has it; another needs a new optimizer"
             )
+
+    def check_grads(self, grads: Mapping[str, Tensor]) -> None:
+        """Refuse gradients that are not dense or, if the config says so, not finite."""
+        for name, grad in grads.items():
+            if grad.layout is not torch.strided:
+                check_tensor("gradient", name, grad)
+        if self.config.nonfinite == "raise":
+            check_grads(grads, self.state, self.config)
 
     def chunks(self, grads: Mapping[str, Tensor]) -> list[Chunk]:
         """The slots that take part in a step with these gradients."""
