@@ -30,7 +30,8 @@ class Shampoo(Optimizer):
     Options (`options.Options`, with their defaults in `options.DEFAULTS`) hold for all groups that do not say otherwise, and
     are read from the group at every step: changing `param_groups[0]["lr"]` takes effect at once. Those that shape the state
     (`options.SHAPING`, and whether betas[0], momentum are 0 and betas[1] is 1) raise if changed once there is a state.
-    `distributed`, a `Placement`, spreads the work over processes. Alternatively `config`, any `shampoo_fn.Config`, says everything; groups then have `lr` and `maximize` alone.
+    Alternatively `config`, any `shampoo_fn.Config`, says everything; groups then have `lr` and `maximize` alone.
+    `distributed`, a `Placement`, spreads the work over processes.
 
     `state[p]` is a dict of named tensors, see `entries.py`. Name the parameters (`model.named_parameters()`) and embeddings
     are recognised by `diagonal`. Raises ValueError with the option's name, value and what is allowed.
