@@ -6,7 +6,16 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from shampoo_fn.transform import Clock, Transform, Value, bias_correction, check_value, moving_average, value_at
+from shampoo_fn.transform import (
+    Clock,
+    Transform,
+    Value,
+    bias_correction,
+    check_kept_dtype,
+    check_value,
+    moving_average,
+    value_at,
+)
 from shampoo_fn.validate import require
 
 
@@ -20,31 +29,35 @@ class EMA(Transform):
 
     With a look-ahead `beta3` the output is `(beta3 m_old + (1 - beta3) g) / (1 - beta3 beta^(t-1))`: beta3 = beta is the
     plain filter, beta3 = beta^2 (`nesterov=True`) is NAdam's (Dozat 2016). Without `bias_correction` the denominators are 1.
-    `beta` in [0, 1) is a number, a 0-d tensor or a schedule.
+    `beta` in [0, 1) is a number, a 0-d tensor or a schedule. dtype: that the average is kept in, None for the block's; it is
+    computed and used in the block's.
     """
 
     beta: Value = 0.9
     bias_correction: bool = True
     beta3: Value | None = None
     nesterov: bool = False
+    dtype: torch.dtype | None = None
 
     def __post_init__(self) -> None:
         check_value("beta", self.beta, 0.0, 1.0, "a number in [0, 1), a 0-d tensor or a schedule")
         if self.beta3 is not None:
             check_value("beta3", self.beta3, 0.0, 1.0, "a number in [0, 1), a 0-d tensor, a schedule or None")
         require(not (self.nesterov and self.beta3 is not None), "beta3", self.beta3, "None when nesterov=True")
+        check_kept_dtype("dtype", self.dtype)
 
     def init(self, param: Tensor) -> EMAState:
-        return EMAState(torch.zeros_like(param))
+        return EMAState(torch.zeros_like(param, dtype=self.dtype))
 
     def update(self, update: Tensor, state: EMAState, param: Tensor | None, clock: Clock) -> tuple[Tensor, EMAState]:
-        average = moving_average(state.average, update, self.beta, clock)
+        before = state.average.to(update.dtype)
+        average = moving_average(before, update, self.beta, clock)
         if self.beta3 is None and not self.nesterov:
             filtered, ahead = average, None
         else:
             ahead = value_at(self.beta, clock.step) ** 2 if self.beta3 is None else value_at(self.beta3, clock.step)
             weight = torch.as_tensor(1 - ahead, dtype=update.dtype, device=update.device)
-            filtered = torch.lerp(state.average, update, weight)
+            filtered = torch.lerp(before, update, weight)
         if self.bias_correction:
             filtered = filtered / bias_correction(self.beta, clock, update.dtype, ahead=ahead)
-        return filtered, EMAState(average)
+        return filtered, EMAState(average.to(state.average.dtype))

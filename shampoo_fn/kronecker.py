@@ -19,7 +19,18 @@ from shampoo_fn.modes import FULL, ModeOptions, ModePlan, check_exponent, check_
 from shampoo_fn.preconditioner import Preconditioner, RootState
 from shampoo_fn.roots.eigh import Eigh
 from shampoo_fn.roots.solver import Roots, Solver
-from shampoo_fn.transform import Clock, Request, RootSpec, Value, bias_correction, check_value, chosen, moving_average
+from shampoo_fn.symmetric import packed, unpacked
+from shampoo_fn.transform import (
+    Clock,
+    Request,
+    RootSpec,
+    Value,
+    bias_correction,
+    check_kept_dtype,
+    check_value,
+    chosen,
+    moving_average,
+)
 from shampoo_fn.validate import require
 
 LARGEST_RESIDUAL = 0.2  # a root that misses by more is not installed
@@ -28,7 +39,7 @@ LARGEST_BOOST = 1e6
 
 class KroneckerState(NamedTuple):
     factors: dict[str, Tensor]  # by mode: [n_k, n_k], or [n_k] for a diagonal one; sums or moving averages, uncorrected
-    roots: dict[str, RootState]  # by mode: the inverse root that is in use, and its history
+    roots: dict[str, RootState]  # by mode: the inverse root that is in use, and its history; matrices packed or not
 
 
 @dataclass(frozen=True)
@@ -41,6 +52,7 @@ class Kronecker(Preconditioner):
     max_full_dim: a mode larger than this gets a diagonal factor.
     solver: how roots are taken, and the ridge. factor_dtype: of the factors, None for the block's, at least float32.
     root_dtype: of the stored roots, None for the factors'. bias_correction: divide factors by 1 - beta2^t.
+    packed: keep factors and roots, which are symmetric, in half the memory (see `symmetric.py`).
     """
 
     beta2: Value = 0.95
@@ -51,6 +63,7 @@ class Kronecker(Preconditioner):
     factor_dtype: torch.dtype | None = None
     root_dtype: torch.dtype | None = None
     bias_correction: bool = True
+    packed: bool = False
 
     def __post_init__(self) -> None:
         check_value("beta2", self.beta2, 0.0, 1.0 + 1e-12, "a number in [0, 1], a 0-d tensor or a schedule")
@@ -63,8 +76,8 @@ class Kronecker(Preconditioner):
         require(isinstance(self.solver, Solver), "solver", self.solver, "a Solver, such as Eigh()")
         wide = (None, torch.float32, torch.float64)
         require(self.factor_dtype in wide, "factor_dtype", self.factor_dtype, "torch.float32, torch.float64 or None")
-        floating = self.root_dtype is None or self.root_dtype.is_floating_point
-        require(floating, "root_dtype", self.root_dtype, "a floating dtype or None")
+        check_kept_dtype("root_dtype", self.root_dtype)
+        require(isinstance(self.packed, bool), "packed", self.packed, "True or False")
 
     def modes(self, shape: tuple[int, ...]) -> dict[str, ModePlan]:
         """What each mode of a block of this shape gets; skipped modes are absent."""
@@ -75,11 +88,11 @@ class Kronecker(Preconditioner):
         factors: dict[str, Tensor] = {}
         roots: dict[str, RootState] = {}
         for mode, plan in self.modes(tuple(param.shape)).items():
-            shape = (plan.n, plan.n) if plan.full else (plan.n,)
             identity = torch.eye(plan.n, device=param.device) if plan.full else torch.ones(plan.n, device=param.device)
-            factors[mode] = torch.zeros(shape, dtype=dtype, device=param.device)
+            kept = self._kept(identity)
+            factors[mode] = torch.zeros(kept.shape, dtype=dtype, device=param.device)
             roots[mode] = RootState(
-                inverse_root=identity.to(self.root_dtype or dtype),
+                inverse_root=kept.to(self.root_dtype or dtype),
                 residual=torch.zeros((), dtype=torch.float32, device=param.device),
                 failures=torch.zeros((), dtype=torch.int64, device=param.device),
                 boost=torch.ones((), dtype=torch.float32, device=param.device),
@@ -90,7 +103,7 @@ class Kronecker(Preconditioner):
         factors = {}
         for mode, factor in state.factors.items():
             unfolded = unfold(grad, int(mode)).to(factor.dtype)
-            statistic = unfolded @ unfolded.mT if factor.dim() == 2 else unfolded.square().sum(-1)
+            statistic = self._kept(unfolded @ unfolded.mT) if factor.dim() == 2 else unfolded.square().sum(-1)
             factors[mode] = moving_average(factor, statistic, self.beta2, clock)
         return state._replace(factors=factors)
 
@@ -101,18 +114,26 @@ class Kronecker(Preconditioner):
         correction: Any = 1.0
         if self.bias_correction and state.factors:
             correction = bias_correction(self.beta2, clock, next(iter(state.factors.values())).dtype)
-        return {mode: Request(factor / correction, state.roots[mode].boost) for mode, factor in state.factors.items()}
+        factors = {mode: self._whole(factor / correction) for mode, factor in state.factors.items()}
+        return {mode: Request(factor, state.roots[mode].boost) for mode, factor in factors.items()}
 
     def install(self, state: KroneckerState, solved: dict[str, Roots], clock: Clock) -> KroneckerState:
-        return state._replace(roots={mode: accepted(old, solved[mode], clock) for mode, old in state.roots.items()})
+        new = {mode: solved[mode]._replace(roots=self._kept(solved[mode].roots)) for mode in state.roots}
+        return state._replace(roots={mode: accepted(old, new[mode], clock) for mode, old in state.roots.items()})
 
     def precondition(self, update: Tensor, state: KroneckerState, clock: Clock) -> Tensor:
         direction = update
         for mode in range(update.dim()):
             root = state.roots.get(str(mode))
-            direction = contracted(direction, None if root is None else root.inverse_root.to(update.dtype))
+            direction = contracted(direction, None if root is None else self._whole(root.inverse_root.to(update.dtype)))
         # roots may be installed before the start, by a staggered cadence; they are not used before it
         return chosen(clock.ready, direction, update)
+
+    def _kept(self, matrix: Tensor) -> Tensor:
+        return packed(matrix) if self.packed and matrix.dim() == 2 else matrix
+
+    def _whole(self, kept: Tensor) -> Tensor:
+        return unpacked(kept) if self.packed and kept.dim() == 2 else kept
 
 
 def unfold(tensor: Tensor, mode: int) -> Tensor:

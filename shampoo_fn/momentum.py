@@ -6,7 +6,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from shampoo_fn.transform import Clock, Transform, Value, check_value, chosen, value_at
+from shampoo_fn.transform import Clock, Transform, Value, check_kept_dtype, check_value, chosen, value_at
 from shampoo_fn.validate import require
 
 
@@ -19,24 +19,27 @@ class Momentum(Transform):
     """Heavy ball `M <- momentum M + (1 - dampening) u`, giving M, or with `nesterov` `(1 - dampening) u + momentum M`.
 
     Polyak 1964; Sutskever et al. 2013. `momentum` in [0, 1) is a number, a 0-d tensor or a schedule; `dampening` in [0, 1).
-    Unlike torch.optim.SGD the first step is dampened like every other.
+    Unlike torch.optim.SGD the first step is dampened like every other. dtype: that M is kept in, None for the block's; it is
+    computed and used in the block's.
     """
 
     momentum: Value = 0.9
     dampening: float = 0.0
     nesterov: bool = False
+    dtype: torch.dtype | None = None
 
     def __post_init__(self) -> None:
         check_value("momentum", self.momentum, 0.0, 1.0, "a number in [0, 1), a 0-d tensor or a schedule")
         check_value("dampening", self.dampening, 0.0, 1.0, "a number in [0, 1)")
         require(isinstance(self.nesterov, bool), "nesterov", self.nesterov, "True or False")
+        check_kept_dtype("dtype", self.dtype)
 
     def init(self, param: Tensor) -> MomentumState:
-        return MomentumState(torch.zeros_like(param))
+        return MomentumState(torch.zeros_like(param, dtype=self.dtype))
 
     def update(self, update: Tensor, state: MomentumState, param: Tensor | None, clock: Clock) -> tuple[Tensor, MomentumState]:
         factor = value_at(self.momentum, clock.step)
         added = (1 - self.dampening) * update
-        velocity = factor * state.velocity + added
-        kept = MomentumState(chosen(clock.certain or clock.alive, velocity, state.velocity))
-        return (added + factor * velocity if self.nesterov else velocity), kept
+        velocity = factor * state.velocity.to(update.dtype) + added
+        kept = chosen(clock.certain or clock.alive, velocity.to(state.velocity.dtype), state.velocity)
+        return (added + factor * velocity if self.nesterov else velocity), MomentumState(kept)

@@ -52,6 +52,8 @@ def shampoo(
     diagonal: str | tuple[str, ...] = EMBEDDINGS,
     factor_dtype: torch.dtype | None = None,
     root_dtype: torch.dtype | None = None,
+    state_dtype: torch.dtype | None = None,
+    packed: bool = False,
     nonfinite: str = "skip",
 ) -> Config:
     """A Shampoo configuration: statistics, filter, grafting, momentum, decay, learning rate, in this order.
@@ -66,6 +68,8 @@ def shampoo(
     whole tensor by the diagonal method ("adagrad").
     vectors: "diagonal" gives order-1 tensors the grafting's diagonal method (Adam where it has none), "full" a matrix factor.
     diagonal: globs of parameters that get the diagonal method whatever their shape.
+    state_dtype: that filter, momentum and (without `root_dtype`) roots are kept in, such as bfloat16; statistics, which forget
+    too slowly for few digits, stay as they are. packed: symmetric matrices are kept in half the memory.
     Raises ValueError naming the argument, its value and what is allowed. Other arguments: `Kronecker`, `Config`, `Momentum`.
     """
     require(isinstance(betas, tuple | list) and len(betas) == 2, "betas", betas, "a pair (beta1, beta2)")
@@ -77,11 +81,12 @@ def shampoo(
         max_full_dim=max_preconditioner_dim if large_dim == "diagonal" else None,
         solver=solver,
         factor_dtype=factor_dtype,
-        root_dtype=root_dtype,
+        root_dtype=root_dtype or state_dtype,
         bias_correction=bias_correction,
+        packed=packed,
     )
     smoothed = isinstance(betas[0], float | int) and betas[0] == 0 and beta3 is None
-    filter = None if smoothed else EMA(betas[0], bias_correction=bias_correction, beta3=beta3)
+    filter = None if smoothed else EMA(betas[0], bias_correction=bias_correction, beta3=beta3, dtype=state_dtype)
     matrices = Preconditioned(direction if grafting is None else Graft(direction, grafting), filter)
     elementwise = Preconditioned(grafting if isinstance(grafting, Diagonal | Identity) else Adam(), filter)
     rules = [When(elementwise, name=diagonal)] if diagonal else []
@@ -91,7 +96,7 @@ def shampoo(
     if isinstance(momentum, float | int) and momentum == 0:
         require(not nesterov and not dampening, "momentum", momentum, "greater than 0 with nesterov or dampening")
     else:
-        links["momentum"] = Momentum(momentum, dampening, nesterov)
+        links["momentum"] = Momentum(momentum, dampening, nesterov, dtype=state_dtype)
     if not (isinstance(weight_decay, float | int) and weight_decay == 0):
         decay: dict[str, Transform] = {"decay": WeightDecay(weight_decay)}
         links = links | decay if decoupled_weight_decay else decay | links

@@ -17,7 +17,7 @@ from shampoo_fn.roots.minimax import Minimax
 from shampoo_fn.roots.rational import Rational
 from shampoo_fn.validate import require
 from shampoo_optim.grafting import magnitude
-from shampoo_optim.options import DEFAULTS, SAME, SHAPING
+from shampoo_optim.options import DEFAULTS, SAME, SHAPING, scalar
 
 METHODS: dict[str, type[Solver]] = {
     "eigendecomposition": Eigh,
@@ -35,9 +35,10 @@ Dials = dict[str, Any]  # by name: the value that goes into the config, a dial o
 def values(group: Mapping[str, Any]) -> Dials:
     """The hyper-parameters of a group that may vary from step to step."""
     if "betas" not in group:
-        return {"lr": group["lr"]}
+        return {"lr": scalar("lr", group["lr"])}
     names = ("lr", "beta3", "weight_decay", "momentum", "grafting_beta2")
-    return {"beta1": group["betas"][0], "beta2": group["betas"][1]} | {name: group[name] for name in names}
+    found = {"beta1": group["betas"][0], "beta2": group["betas"][1]} | {name: group[name] for name in names}
+    return {name: scalar(name, value) for name, value in found.items()}
 
 
 def constant(name: str, value: Any) -> bool:
@@ -91,12 +92,13 @@ def configured(group: Mapping[str, Any], base: Config | None, dials: Dials) -> C
         diagonal=group["diagonal"] if isinstance(group["diagonal"], str) else tuple(group["diagonal"]),
         factor_dtype=_dtype("preconditioner_dtype", group),
         root_dtype=_dtype("root_dtype", group),
+        state_dtype=_dtype("state_dtype", group),
         **{name: group[name] for name in _PASSED},
     )
 
 
 # those that the recipe takes as they are; the others are dials, or need a word of translation
-_PASSED = [name for name in SAME if name not in (*values(DEFAULTS), "betas", "diagonal", "root_dtype")]
+_PASSED = [name for name in SAME if name not in (*values(DEFAULTS), "betas", "diagonal", "root_dtype", "state_dtype")]
 
 
 def rate_of(config: Config) -> Any:
@@ -120,7 +122,7 @@ def _check(group: Mapping[str, Any]) -> None:
     for field, value in (("betas[0]", group["betas"][0]), ("betas[1]", group["betas"][1]), ("lr", group["lr"])):
         numeric = isinstance(value, float | int | Tensor) and not isinstance(value, bool)
         require(numeric, field, value, "a number or a 0-d tensor; use a torch.optim.lr_scheduler for a schedule")
-    for name in ("bias_correction", "adam_w_mode", "use_nesterov", "maximize", "staggered", "merge_dims"):
+    for name in ("bias_correction", "adam_w_mode", "use_nesterov", "maximize", "staggered", "merge_dims", "packed"):
         require(isinstance(group[name], bool), name, group[name], "True or False")
     for name, known in (("root_inv_method", METHODS), ("large_dim_method", LARGE_DIMS)):
         require(group[name] in known, name, group[name], f"one of {list(known)}")

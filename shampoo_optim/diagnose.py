@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from shampoo_fn.lift import norms_of_stack
+from shampoo_fn.symmetric import unpacked
 from shampoo_fn.tree import flatten
 from shampoo_optim.chunks import owners
 from shampoo_optim.shampoo import Shampoo
@@ -124,6 +125,8 @@ def _graft_ratios(storage: Storage, *, maximize: bool) -> dict[str, float]:
 def _spectrum(factors: Tensor) -> list[Tensor]:
     """Eigenvalues of factors [blocks, n, n] or [blocks, n], ascending, largest 1; nothing where all are zero."""
     wide = torch.nan_to_num(factors.double().cpu())
+    if wide.dim() == 3 and wide.shape[-1] != wide.shape[-2]:
+        wide = unpacked(wide)
     values = torch.linalg.eigvalsh(wide) if wide.dim() == 3 else wide.sort(-1).values
     largest = values[:, -1:]
     return [values / torch.where(largest > 0, largest, 1.0)] if bool((largest > 0).any()) else []

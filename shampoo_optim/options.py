@@ -42,6 +42,8 @@ class Options(TypedDict, total=False):
     root_inv_dtype: torch.dtype | str | None  # that the root is computed in; None is the method's own choice
     preconditioner_dtype: torch.dtype | str | None  # of the factors
     root_dtype: torch.dtype | str | None  # that roots are stored in
+    state_dtype: torch.dtype | str | None
+    packed: bool
     precondition_frequency: int
     start_preconditioning_step: int
     staggered: bool
@@ -76,6 +78,8 @@ SAME = (
     "diagonal",
     "nonfinite",
     "root_dtype",
+    "state_dtype",
+    "packed",
 )
 
 DEFAULTS: dict[str, Any] = {name: _RECIPE[name] for name in SAME} | {
@@ -104,9 +108,11 @@ SHAPING = (
     "diagonal",
     "preconditioner_dtype",
     "root_dtype",
+    "state_dtype",
+    "packed",
 )
 
-_DTYPES = ("root_inv_dtype", "preconditioner_dtype", "root_dtype")
+_DTYPES = ("root_inv_dtype", "preconditioner_dtype", "root_dtype", "state_dtype")
 
 
 def plain(options: Mapping[str, Any]) -> dict[str, Any]:
@@ -114,7 +120,16 @@ def plain(options: Mapping[str, Any]) -> dict[str, Any]:
     return {name: _plain(name, value) for name, value in options.items()}
 
 
+def scalar(name: str, value: Any) -> Any:
+    """A hyper-parameter; one that is a tensor, as a 0-d view. Raises ValueError if it has several elements."""
+    if isinstance(value, Tensor) and value.numel() != 1:
+        # in the words of torch.optim
+        raise ValueError(f"{name} has shape {tuple(value.shape)}: Tensor {name} must be 1-element, such as torch.tensor(0.01)")
+    return value.reshape(()) if isinstance(value, Tensor) and value.dim() else value
+
+
 def _plain(name: str, value: Any) -> Any:
+    scalar(name, value)  # kept as it is, since schedulers write into the tensor that they were given
     if name == "grafting_type":
         known = list(GraftingType.__members__)
         written = value.name if isinstance(value, GraftingType) else value

@@ -97,6 +97,11 @@ FACTORIES: dict[str, Callable[[], Config]] = {
     "kronecker-float32-factors": lambda: direction(Kronecker(factor_dtype=torch.float32)),
     "kronecker-float32-roots": lambda: direction(Kronecker(root_dtype=torch.float32)),
     "kronecker-bfloat16-roots": lambda: direction(Kronecker(root_dtype=torch.bfloat16)),
+    "kronecker-packed": lambda: direction(Kronecker(packed=True), EMA(0.9)),
+    "kronecker-packed-blocks": lambda: direction(Kronecker(packed=True), blocking=Blocking(3)),
+    "bfloat16-filter-and-momentum": lambda: links(
+        filter=EMA(0.9, dtype=torch.bfloat16), momentum=Momentum(dtype=torch.bfloat16)
+    ),
     "graft-identity": lambda: direction(Graft(Kronecker(), Identity()), EMA(0.9)),
     "graft-adagrad": lambda: direction(Graft(Kronecker(), Adagrad()), EMA(0.9)),
     "graft-rmsprop": lambda: direction(Graft(Kronecker(), RMSprop()), EMA(0.9)),
@@ -138,6 +143,8 @@ FACTORIES: dict[str, Callable[[], Config]] = {
         max_preconditioner_dim=4,
         large_dim="diagonal",
         vectors="full",
+        state_dtype=torch.bfloat16,
+        packed=True,
     ),
     "recipe-adagrad": lambda: shampoo(LR, max_preconditioner_dim=4, large_dim="adagrad", grafting=RMSprop()),
 }

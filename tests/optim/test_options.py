@@ -42,6 +42,8 @@ RAISES: dict[str, Any] = {
     "diagonal": "*first*",
     "preconditioner_dtype": "float64",
     "root_dtype": "bfloat16",
+    "state_dtype": "bfloat16",
+    "packed": True,
 }
 SWITCHES: list[tuple[dict[str, Any], str, Any]] = [
     ({"momentum": 0.9}, "momentum", 0.0),
