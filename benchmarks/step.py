@@ -1,0 +1,207 @@
+"""What a step costs: FLOPs, bytes, the floor of bare matrix products, and what was measured, against AdamW and a training step.
+
+    python -m benchmarks.step            all tables, a picture and a JSON file in benchmarks/results
+    python -m benchmarks.step --quick    fewer repetitions, no growth plot
+
+Everything in a table is measured in turns, round after round, and reported as the median of the rounds: neighbours on the
+machine then slow all rows alike, and ratios hold where times do not.
+"""
+
+import argparse
+import json
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from statistics import median
+from time import perf_counter
+from typing import Any
+
+import torch
+from torch.nn import Parameter
+from torch.optim import AdamW
+from tqdm import tqdm
+
+from benchmarks.gpt import GPT, loss
+from benchmarks.step_floor import bare_products, flops, traffic
+from benchmarks.step_growth import growth, plot_growth
+from shampoo_fn.tree import flatten
+from shampoo_optim import Shampoo
+from shampoo_optim.storage import Storage
+
+RESULTS = Path(__file__).parent / "results"
+NEVER = 10**9  # steps between roots, for steps without
+Shapes = Mapping[str, tuple[int, ...]]
+Runs = dict[str, Callable[[], object]]
+
+BASE = {"vocabulary": 4096, "width": 256, "layers": 4, "heads": 4, "context": 128, "seed": 0}
+TOKENS = (16, 128)
+KERNELS = ((32, 3), *[(32, 32)] * 6, (64, 32), *[(64, 64)] * 5, (128, 64), *[(128, 128)] * 5)  # of a ResNet, 3 x 3 each
+
+
+def parameters(shapes: Shapes) -> dict[str, Parameter]:
+    """Parameters of these shapes, with gradients."""
+    params = {name: Parameter(0.02 * torch.randn(shape)) for name, shape in shapes.items()}
+    for param in params.values():
+        param.grad = torch.randn_like(param)
+    return params
+
+
+def stepper(shapes: Shapes, **options: Any) -> Callable[[], object]:
+    """Steps of Shampoo on such parameters, once everything is allocated and compiled; every matrix has its factors."""
+    optimizer = Shampoo(parameters(shapes).items(), diagonal=(), **options)
+    optimizer.step()
+    optimizer.step()
+    return optimizer.step
+
+
+def adamw(shapes: Shapes, **options: Any) -> Callable[[], object]:
+    """Steps of AdamW."""
+    optimizer = AdamW(parameters(shapes).values(), **options)
+    optimizer.step()
+    return optimizer.step
+
+
+def storage_of(step: Callable[[], object]) -> Storage:
+    """The stacked state behind a step of Shampoo."""
+    optimizer = step.__self__  # type: ignore[attr-defined]
+    ((storage, _),) = optimizer.storages(0, optimizer.param_groups[0])
+    assert isinstance(storage, Storage)
+    return storage
+
+
+def measured(runs: Runs, rounds: int) -> dict[str, list[float]]:
+    """Milliseconds of each run in each round."""
+    times: dict[str, list[float]] = {name: [] for name in runs}
+    for _ in tqdm(range(rounds), desc=", ".join(runs)[:60], leave=False):
+        for name, run in runs.items():
+            start = perf_counter()
+            run()
+            times[name].append(1000 * (perf_counter() - start))
+    return times
+
+
+def table(title: str, times: Mapping[str, float], base: str) -> dict[str, Any]:
+    """Print milliseconds and ratios to the base, and return them."""
+    print(f"\n{title}")
+    for name, time in times.items():
+        print(f"  {name:<44} {time:9.2f} ms  {time / times[base]:6.2f} x")
+    return {"title": title, "base": base, "milliseconds": dict(times)}
+
+
+def steady(shapes: Shapes, block: int, rounds: int, *, compiled: bool) -> dict[str, Any]:
+    """A step without roots over its bare products."""
+    options: dict[str, Any] = {"max_preconditioner_dim": block, "precondition_frequency": NEVER}
+    eager = stepper(shapes, **options)
+    runs: Runs = {"bare products": bare_products(storage_of(eager)), "eager": eager}
+    if compiled:
+        runs["compiled"] = stepper(shapes, compile=True, **options)
+    runs["packed"] = stepper(shapes, packed=True, **options)
+    runs["AdamW(fused=True)"] = adamw(shapes, fused=True)
+    times = {name: median(each) for name, each in measured(runs, rounds).items()}
+    plan = storage_of(eager).plan
+    count, moved = flops(plan), traffic(plan)
+    rate = count / times["bare products"] / 1e6
+    title = f"steady step, block {block}: {count / 1e9:.2f} GFLOP ({rate:.0f} GFLOP/s bare), {moved / 1e6:.0f} MB"
+    return table(title, times, "bare products") | {"flops": count, "bytes": moved}
+
+
+def refreshing(shapes: Shapes, block: int, rounds: int) -> dict[str, Any]:
+    """A step in which every root is due, over float32 eigendecompositions of the same factors."""
+    step = stepper(shapes, max_preconditioner_dim=block, precondition_frequency=1)
+    stacks = storage_of(step).state.stacks.values()
+    factors = [f.clone() for stack in stacks for f in _leaves(stack, ".factors.") if f.dim() == 3]
+    runs: Runs = {"torch.linalg.eigh, float32": lambda: [torch.linalg.eigh(f) for f in factors], "step, all roots due": step}
+    times = {name: median(each) for name, each in measured(runs, rounds).items()}
+    return table(f"refresh step, block {block}, float64 roots", times, "torch.linalg.eigh, float32")
+
+
+def staggering(shapes: Shapes, block: int, rounds: int) -> dict[str, Any]:
+    """The slowest step of an interval of ten over the median one."""
+    found = {}
+    for staggered in (False, True):
+        step = stepper(shapes, max_preconditioner_dim=block, precondition_frequency=10, staggered=staggered)
+        for _ in range(8):  # to the start of an interval
+            step()
+        times = measured({f"step {place}": step for place in range(10)}, max(2, rounds // 4))
+        places = [median(each) for each in times.values()]
+        found["staggered" if staggered else "all at once"] = max(places) / median(places)
+    print(f"\nworst step / median step, interval 10, block {block}: " + ", ".join(f"{k} {v:.2f}" for k, v in found.items()))
+    return {"title": f"worst over median, block {block}", **found}
+
+
+def overhead(shapes: Shapes, blocks: Sequence[int], rounds: int) -> dict[str, Any]:
+    """What an average step of an interval of ten takes longer than AdamW's, as a share of forward and backward."""
+    model = GPT(**BASE)
+    params = dict(model.named_parameters())
+    tokens = torch.randint(BASE["vocabulary"], TOKENS)
+
+    def forward_backward() -> None:
+        loss(model, params, tokens, tokens).backward()
+
+    runs: Runs = {
+        "forward and backward, 16 x 128 tokens": forward_backward,
+        "AdamW(fused=True)": adamw(shapes, fused=True),
+    }
+    intervals: dict[str, int] = {}
+    for block in blocks:
+        name = f"Shampoo, interval 10, block {block}"
+        step = stepper(shapes, max_preconditioner_dim=block, precondition_frequency=10)
+        runs[name] = lambda step=step: [step() for _ in range(10)]  # type: ignore[misc]
+        intervals[name] = 10
+    times = {name: median(each) / intervals.get(name, 1) for name, each in measured(runs, max(3, rounds // 3)).items()}
+    base, plain = list(times)[:2]
+    found = table("average step, roots included", times, base)
+    for name in intervals:
+        share = (times[name] - times[plain]) / times[base]
+        found[name] = share
+        print(f"  {name}: {100 * share:.0f} % of forward and backward above AdamW")
+    return found
+
+
+def small(rounds: int) -> dict[str, Any]:
+    """Many small tensors, and the kernels of a ResNet."""
+    tensors = {f"w{index}": (16, 16) for index in range(500)}
+    kernels = {f"k{index}": (out, into, 3, 3) for index, (out, into) in enumerate(KERNELS)}
+    found = {}
+    for title, shapes in (("500 tensors of 16 x 16", tensors), ("ResNet (32/64/128), 3 x 3 kernels", kernels)):
+        step = stepper(shapes, precondition_frequency=NEVER)
+        runs: Runs = {
+            "AdamW(foreach=True)": adamw(shapes, foreach=True),
+            "AdamW(fused=True)": adamw(shapes, fused=True),
+            "eager": step,
+        }
+        times = {name: median(each) for name, each in measured(runs, 2 * rounds).items()}
+        found[title] = table(f"{title}, steady step", times, "AdamW(foreach=True)")
+    return found
+
+
+def _leaves(tree: Any, part: str) -> list[torch.Tensor]:
+    return [leaf for path, leaf in flatten(tree).items() if part in path]
+
+
+def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quick", action="store_true", help="fewer repetitions, nothing compiled, no growth plot")
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--results", type=Path, default=RESULTS)
+    options = parser.parse_args(arguments)
+    torch.set_num_threads(options.threads)
+    torch.manual_seed(0)
+    rounds = 3 if options.quick else 21
+    shapes = {name: tuple(p.shape) for name, p in GPT(**BASE).named_parameters()}
+    blocks = (256,) if options.quick else (256, 1024)
+    found: dict[str, Any] = {"torch": torch.__version__, "threads": options.threads}
+    found["steady"] = [steady(shapes, block, rounds, compiled=not options.quick) for block in blocks]
+    found["refresh"] = [refreshing(shapes, block, max(3, rounds // 4)) for block in blocks]
+    found["staggered"] = [staggering(shapes, block, rounds) for block in blocks]
+    found["overhead"] = overhead(shapes, blocks, rounds)
+    found["small"] = small(rounds)
+    options.results.mkdir(parents=True, exist_ok=True)
+    if not options.quick:
+        found["growth"] = growth(stepper, storage_of, measured)
+        plot_growth(found["growth"], options.results / "step.png")
+    (options.results / "step.json").write_text(json.dumps(found, indent=1))
+    return found
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,46 @@
+"""What a steady step cannot do without: its matrix products, counted in FLOPs and run bare; and the bytes that it must move.
+
+For a mode of size n of a block with N elements the Gram matrix `G_k G_k^T` takes `2 n N` FLOPs, and so does the product with
+the root. Each pass of the counted bytes is one tensor read or written once: gradient, filter, factor and parameter are read,
+all but the gradient are written, roots are read. Caches may save some of it, nothing may need less from memory if they do not.
+"""
+
+from collections.abc import Callable
+from math import prod
+
+import torch
+from torch import Tensor
+
+from shampoo_fn.layout import Layout, Stack
+from shampoo_optim.storage import Storage
+
+
+def flops(plan: Layout) -> int:
+    """FLOPs of all Gram matrices and all products with roots."""
+    return sum(stack.size * 4 * sum(_full(stack)) * prod(stack.block) for stack in plan.stacks)
+
+
+def traffic(plan: Layout) -> int:
+    """Bytes of a step in float32 whose filter is on and whose grafting keeps nothing."""
+    elements = sum(stack.size * (6 * prod(stack.block) + 3 * sum(n * n for n in _full(stack))) for stack in plan.stacks)
+    return 4 * elements
+
+
+def bare_products(storage: Storage) -> Callable[[], None]:
+    """The same products and nothing else, in one batched call for each shape and mode."""
+    work: list[tuple[Tensor, list[Tensor]]] = []
+    for stack in storage.plan.stacks:
+        if len(stack.block) == 2 and len(_full(stack)) == 2:
+            work.append((torch.randn(stack.size, *stack.block), [torch.randn(stack.size, n, n) for n in stack.block]))
+
+    def run() -> None:
+        for blocks, (left, right) in work:
+            blocks @ blocks.mT
+            blocks.mT @ blocks
+            (left @ blocks) @ right
+
+    return run
+
+
+def _full(stack: Stack) -> list[int]:
+    return [spec.n for spec in stack.transform.root_specs(stack.block).values() if spec.full]
