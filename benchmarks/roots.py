@@ -1,4 +1,4 @@
-"""Inverse roots: time and error of every solver on this machine, and how eigendecompositions spread over its cores.
+"""Inverse roots: time and error of every solver on this machine, the ratios that matter, and how batches spread over its cores.
 
 python -m benchmarks.roots              tables, a CSV file and a picture (error against time)
 """
@@ -21,6 +21,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from benchmarks.curves import aligned
+from benchmarks.root_ratios import TARGET, cost_by_family, minimax_over_newton, scaling
 from shampoo_fn.roots.eigh import Eigh
 from shampoo_fn.roots.minimax import Minimax
 from shampoo_fn.roots.newton import CoupledNewton
@@ -90,27 +91,6 @@ def measure(n: int, p: int, *, device: str, rounds: int, progress: tqdm) -> list
             )
         )
     return rows
-
-
-def scaling(n: int, *, threads: int, rounds: int) -> tuple[float, float]:
-    """How much faster a batch of 8 matrices per thread is than on one thread: BLAS threads, and ours."""
-    columns = torch.randn(8 * threads, n, n, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
-    matrices = columns @ columns.mT
-    alone, plain, ours = [], [], []
-    for _ in range(rounds + 1):
-        torch.set_num_threads(1)
-        alone.append(_wall(partial(torch.linalg.eigh, matrices)))
-        torch.set_num_threads(threads)
-        plain.append(_wall(partial(torch.linalg.eigh, matrices)))
-        ours.append(_wall(partial(Eigh(), matrices, 1 / 4)))
-    # the best of each: what else runs on the machine can only slow one down
-    return min(alone) / min(plain), min(alone) / min(ours)
-
-
-def _wall(job: Callable[[], object]) -> float:
-    began = time.perf_counter()
-    job()
-    return time.perf_counter() - began
 
 
 def _timed(job: Callable[[], object], device: str) -> float:
@@ -190,12 +170,26 @@ def main(given: Sequence[str] | None = None) -> None:
         of_device = [row for row in rows if row.device == device]
         print(f"{device}\n{table(of_device)}\n")
         picture(of_device, options.out.with_stem(options.out.stem + ("" if device == "cpu" else f"_{device}")))
+    ratios(sizes, rounds)
+    print(options.out)
+
+
+def ratios(sizes: Sequence[int], rounds: int) -> None:
+    """Print the comparisons that are ratios of times on the CPU."""
+    large = [n for n in sizes if n >= 128] or sizes[-1:]
+    costs = [cost_by_family(n, rounds=rounds) for n in large]
+    head = ["one thread, over float32 eigh", *itertools.chain(*((f"eigh float64, n={n}", f"Eigh(), n={n}") for n in large))]
+    body = [[of[0][0], *(f"{ratio:.2f}" for _, *pair in of for ratio in pair)] for of in zip(*costs, strict=True)]
+    print(f"{aligned([head, *body])}\n")
+    lines = [["Minimax / CoupledNewton, n", "p", "both float32", f"errors <= {TARGET:g}"]]
+    for n, p in itertools.product(sizes, (2, 4)):
+        lines.append([str(n), str(p), *(f"{ratio:.2f}" for ratio in minimax_over_newton(n, p, rounds=rounds))])
+    print(f"{aligned(lines)}\n")
     cores = os.cpu_count() or 1
-    lines = [["n", "BLAS threads", "ours"]]
+    lines = [[f"speed on {cores} cores, n", "BLAS threads", "ours", "processes"]]
     for n in sizes:
-        plain, ours = scaling(n, threads=cores, rounds=rounds)
-        lines.append([str(n), f"{plain:.2f}", f"{ours:.2f}"])
-    print(f"speed on {cores} threads over one thread, {8 * cores} matrices in float64\n{aligned(lines)}\n\n{options.out}")
+        lines.append([str(n), *(f"{ratio:.2f}" for ratio in scaling(n, threads=cores, rounds=rounds))])
+    print(f"{aligned(lines)}\n")
 
 
 if __name__ == "__main__":

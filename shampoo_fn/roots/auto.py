@@ -19,6 +19,9 @@ class Auto(Solver):
 
     On a CPU: `Eigh` in float64. On an accelerator, where eigendecompositions are slow and matrix products fast: `Minimax` for
     the exponents it has, `Rational` for others in its range, from ridges of 1e-6 upwards; `Eigh` for what is left.
+    There is no rule by size. On a CPU (one thread, float64 factors, e = 1/2) the only solvers as accurate as `Eigh` take
+    1.3 to 3.5 (`Minimax` in float64 with a tolerance of 1e-8) and 2.5 to 13 times as long (`CoupledNewton` in float64) at
+    n = 8 to 1024. On an accelerator nothing was measured.
     `describe(matrices, exponent)` says what was chosen and why.
     """
 

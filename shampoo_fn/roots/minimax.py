@@ -8,9 +8,9 @@ from torch import Tensor
 
 from shampoo_fn.roots.polynomial import Product, evaluate
 from shampoo_fn.roots.residual import checked
-from shampoo_fn.roots.ridge import add_ridge, unridged_bound
+from shampoo_fn.roots.ridge import add_ridge, power
 from shampoo_fn.roots.schedule import PRODUCTS_TO_COUPLE, Steps, schedule
-from shampoo_fn.roots.solver import Roots, Solver, check_dtype, wide_dtype
+from shampoo_fn.roots.solver import Roots, Solver, check_dtype, each_by_threads, wide_dtype
 from shampoo_fn.roots.split_matmul import SPLITS
 from shampoo_fn.tracing import fixed
 from shampoo_fn.validate import require
@@ -64,17 +64,20 @@ class Minimax(Solver):
         )
 
     def __call__(self, matrices: Tensor, exponent: float, boost: Tensor | None = None) -> Roots:
+        return each_by_threads(self._solve, matrices, exponent, boost)
+
+    def _solve(self, matrices: Tensor, exponent: float, boost: Tensor | None) -> Roots:
         p = self.root(exponent)
         dtype = self.dtype or torch.promote_types(matrices.dtype, torch.float32)
         problem = add_ridge(
-            matrices.to(wide_dtype(matrices)), relative_epsilon=self.relative_epsilon, epsilon=self.epsilon, boost=boost
+            matrices, wide_dtype(matrices), relative_epsilon=self.relative_epsilon, epsilon=self.epsilon, boost=boost
         )
-        bound = unridged_bound(problem)[:, None, None]
+        bound = problem.bound[:, None, None]
         roots = self._iterate(problem.matrices / bound, max(p, 2), dtype)
         roots = roots.to(bound.dtype)
         if p == 1:
             roots = roots @ roots  # the square of the p = 2 root: its own iteration, M <- M h(M), would lose symmetry
-        return checked(roots * bound.pow(-1 / p), problem, exponent, matrices.dtype)
+        return checked(roots * power(bound, -1 / p), problem, exponent, matrices.dtype)
 
     @staticmethod
     def root(exponent: float) -> int:
@@ -128,4 +131,4 @@ def _half_power(step: Tensor, p: int, product: Product) -> Tensor:
 
 
 def _symmetric(matrices: Tensor) -> Tensor:
-    return (matrices + matrices.mT) / 2
+    return (matrices + matrices.mT).mul_(0.5)

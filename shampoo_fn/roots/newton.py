@@ -40,7 +40,8 @@ class CoupledNewton(Solver):
 
     def __call__(self, matrices: Tensor, exponent: float, boost: Tensor | None = None) -> Roots:
         problem = add_ridge(
-            matrices.to(self.dtype or matrices.dtype),
+            matrices,
+            self.dtype,
             relative_epsilon=self.relative_epsilon,
             epsilon=self.epsilon,
             boost=boost,

@@ -11,7 +11,6 @@ combination of low ones times it yields all the high ones at once, plus low ones
 
 from collections.abc import Callable, Sequence
 
-import torch
 from torch import Tensor
 
 Product = Callable[[Tensor, Tensor], Tensor]
@@ -20,37 +19,35 @@ Product = Callable[[Tensor, Tensor], Tensor]
 def evaluate(coefficients: Sequence[float], matrices: Tensor, product: Product) -> Tensor:
     """`sum_k a_k T_k(2 M - I)` of degree 2, 4, 6 or 9 in 1, 2, 3 or 4 products; matrices [batch, n, n]."""
     first = plus_identity(2 * matrices, -1.0)
-    second = plus_identity(2 * product(first, first), -1.0)
+    second = plus_identity(product(first, first).mul_(2), -1.0)
     match coefficients:
         case [a0, a1, a2]:
-            return combine(a0, (a1, first), (a2, second))
+            return combine(a1 * first, a0, (a2, second))
         case [a0, a1, a2, a3, a4]:
-            high = product(second, combine(0.0, (2 * a3, first), (2 * a4, second)))
-            return combine(a0 - a4, (1.0, high), (a1 - a3, first), (a2, second))
-    third = torch.sub(2 * product(first, second), first)
+            high = product(second, combine(2 * a3 * first, 0.0, (2 * a4, second)))
+            return combine(high, a0 - a4, (a1 - a3, first), (a2, second))
+    third = product(first, second).mul_(2).sub_(first)
     match coefficients:
         case [a0, a1, a2, a3, a4, a5, a6]:
-            high = product(third, combine(0.0, (2 * a4, first), (2 * a5, second), (2 * a6, third)))
-            return combine(a0 - a6, (1.0, high), (a1 - a5, first), (a2 - a4, second), (a3, third))
+            high = product(third, combine(2 * a4 * first, 0.0, (2 * a5, second), (2 * a6, third)))
+            return combine(high, a0 - a6, (a1 - a5, first), (a2 - a4, second), (a3, third))
         case [a0, a1, a2, a3, a4, a5, a6, a7, a8, a9]:
-            high = product(third, combine(0.0, (4 * a7, first), (4 * a8, second), (4 * a9, third)))
-            middle = combine(-2 * a9, (1.0, high), (2 * (a4 - a8), first), (2 * (a5 - a7), second), (2 * a6, third))
+            high = product(third, combine(4 * a7 * first, 0.0, (4 * a8, second), (4 * a9, third)))
+            middle = combine(high, -2 * a9, (2 * (a4 - a8), first), (2 * (a5 - a7), second), (2 * a6, third))
             high = product(third, middle)
-            return combine(a0 - a6, (1.0, high), (a1 - a5 - a7, first), (a2 - a4 - a8, second), (a3 - a9, third))
+            return combine(high, a0 - a6, (a1 - a5 - a7, first), (a2 - a4 - a8, second), (a3 - a9, third))
     raise ValueError(f"a polynomial of degree {len(coefficients) - 1}: must be of degree 2, 4, 6 or 9")
 
 
-def combine(constant: float, *terms: tuple[float, Tensor]) -> Tensor:
-    """`constant I + sum of factor * matrix`."""
-    (factor, matrix), *rest = terms
-    total = factor * matrix
-    for factor, matrix in rest:
-        total = torch.add(total, matrix, alpha=factor)
-    return plus_identity(total, constant)
+def combine(fresh: Tensor, constant: float, *terms: tuple[float, Tensor]) -> Tensor:
+    """`fresh + constant I + sum of factor * matrix`, written into `fresh`: only for a tensor that nobody else holds."""
+    for factor, matrix in terms:
+        fresh.add_(matrix, alpha=factor)
+    return plus_identity(fresh, constant)
 
 
 def plus_identity(fresh: Tensor, constant: float) -> Tensor:
-    """`fresh + constant I`, written into `fresh`: only for a tensor that nobody else holds."""
+    """`fresh + constant I`, written into `fresh`."""
     if constant:
         fresh.diagonal(dim1=-2, dim2=-1).add_(constant)
     return fresh

@@ -5,10 +5,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from shampoo_fn.roots.eigh import each_by_threads, eigendecomposition
+from shampoo_fn.roots.eigh import eigendecomposition
 from shampoo_fn.roots.residual import handed_out, probe_vectors, residual
-from shampoo_fn.roots.ridge import add_ridge, power_of_two_above
-from shampoo_fn.roots.solver import Roots, Solver, check_dtype
+from shampoo_fn.roots.ridge import add_ridge, power, power_of_two_above
+from shampoo_fn.roots.solver import Roots, Solver, check_dtype, each_by_threads
 from shampoo_fn.validate import require
 
 
@@ -33,13 +33,11 @@ class PseudoInverse(Solver):
         return each_by_threads(self._solve, matrices, exponent, boost)
 
     def _solve(self, matrices: Tensor, exponent: float, boost: Tensor | None) -> Roots:
-        problem = add_ridge(
-            matrices.to(self.dtype or matrices.dtype), relative_epsilon=self.relative_epsilon, epsilon=self.epsilon
-        )
+        problem = add_ridge(matrices, self.dtype, relative_epsilon=self.relative_epsilon, epsilon=self.epsilon)
         eigenvalues, eigenvectors = eigendecomposition(problem.matrices)
         cutoff = self._cutoff(eigenvalues[:, -1:], boost)
         kept = eigenvalues > cutoff
-        powers = torch.where(kept, torch.where(kept, eigenvalues, 1.0).pow(-exponent / 2), 0.0)
+        powers = torch.where(kept, power(torch.where(kept, eigenvalues, 1.0), -exponent / 2), 0.0)
         half = eigenvectors * powers[:, None, :]
         scaled = half @ half.mT
         # the residual of the kept part alone: on the rest, put the identity into both the matrix and its root

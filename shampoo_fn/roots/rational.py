@@ -7,7 +7,7 @@ from torch import Tensor
 
 from shampoo_fn.roots.partial_fractions import Fractions, partial_fractions
 from shampoo_fn.roots.residual import checked
-from shampoo_fn.roots.ridge import add_ridge, unridged_bound
+from shampoo_fn.roots.ridge import add_ridge
 from shampoo_fn.roots.solver import Roots, Solver, check_dtype, wide_dtype
 from shampoo_fn.tracing import fixed
 from shampoo_fn.validate import require
@@ -44,9 +44,9 @@ class Rational(Solver):
     def __call__(self, matrices: Tensor, exponent: float, boost: Tensor | None = None) -> Roots:
         dtype = self.dtype or torch.promote_types(matrices.dtype, torch.float32)
         problem = add_ridge(
-            matrices.to(wide_dtype(matrices)), relative_epsilon=self.relative_epsilon, epsilon=self.epsilon, boost=boost
+            matrices, wide_dtype(matrices), relative_epsilon=self.relative_epsilon, epsilon=self.epsilon, boost=boost
         )
-        bound = unridged_bound(problem)[:, None, None]
+        bound = problem.bound[:, None, None]
         roots = _sum_of_inverses(problem.matrices / bound, self.fractions(exponent), dtype)
         return checked(roots * bound.pow(-exponent), problem, exponent, matrices.dtype)
 

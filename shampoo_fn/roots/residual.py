@@ -13,7 +13,7 @@ import math
 import torch
 from torch import Tensor
 
-from shampoo_fn.roots.ridge import Ridged
+from shampoo_fn.roots.ridge import Ridged, add_to_diagonal, power
 from shampoo_fn.roots.solver import Roots
 
 PROBES = 4
@@ -40,9 +40,9 @@ def as_ratio(exponent: float) -> tuple[int, int]:
 def probe_vectors(n: int, dtype: torch.dtype, device: torch.device) -> Tensor:
     """Four fixed chirps `cos(pi phi_j i^2)` [n, 4]: spread over every direction, from no random number generator."""
     index = torch.arange(1, n + 1, dtype=torch.float64, device=device)[:, None]
-    # one column per Python number: a tensor made of them would be copied to the device, which a CUDA graph cannot capture
-    chirps = [torch.cos(math.pi * (((math.sqrt(k) % 1) * index * index) % 2)) for k in (2, 3, 5, 7)]
-    return torch.cat(chirps, dim=-1).to(dtype)
+    # the roots of 5, 6, 7, 8; a tensor made of Python numbers would be copied to the device, which a CUDA graph cannot capture
+    phi = torch.arange(5, 5 + PROBES, dtype=torch.float64, device=device).sqrt()
+    return torch.cos(math.pi * phi * (index * index)).to(dtype)
 
 
 def residual(roots: Tensor, matrices: Tensor, exponent: float) -> Tensor:
@@ -57,12 +57,12 @@ def residual(roots: Tensor, matrices: Tensor, exponent: float) -> Tensor:
         else:
             image, power, a = matrices @ image, power + 1.0, a - 1
     distance = torch.linalg.vector_norm(image - probes, dim=(-2, -1)) / normaliser
-    return torch.where(distance.isfinite(), distance, torch.inf)
+    return torch.where(distance < torch.inf, distance, torch.inf)
 
 
 def entries_are_finite(matrices: Tensor) -> Tensor:
     """Whether a matrix [batch, n, n] is finite [batch]: a third of the time of `isfinite().all()`."""
-    return matrices.detach().abs().amax((-2, -1)).isfinite()
+    return matrices.detach().abs().amax((-2, -1)) < torch.inf
 
 
 def checked(roots: Tensor, problem: Ridged, exponent: float, dtype: torch.dtype) -> Roots:
@@ -73,7 +73,7 @@ def checked(roots: Tensor, problem: Ridged, exponent: float, dtype: torch.dtype)
 
 def handed_out(roots: Tensor, residuals: Tensor, problem: Ridged, exponent: float, dtype: torch.dtype) -> Roots:
     """Undo the scale and cast to `dtype`; the identity, with an infinite residual, where nothing usable came out."""
-    unscaled = (roots * problem.scale.pow(-exponent)[:, None, None]).to(dtype)
-    good = problem.finite & residuals.isfinite() & entries_are_finite(unscaled)
-    identity = torch.eye(roots.shape[-1], dtype=dtype, device=roots.device)
-    return Roots(torch.where(good[:, None, None], unscaled, identity), torch.where(good, residuals, torch.inf))
+    unscaled = (roots * power(problem.scale, -exponent)[:, None, None]).to(dtype)
+    good = problem.finite & (residuals < torch.inf) & entries_are_finite(unscaled)
+    usable = add_to_diagonal(torch.where(good[:, None, None], unscaled, 0.0), (~good).to(dtype))
+    return Roots(usable, torch.where(good, residuals, torch.inf))

@@ -17,12 +17,15 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from shampoo_fn.tracing import is_traced
+
 
 class Ridged(NamedTuple):
     """A batch of factors, scaled to entries of about one and made positive definite."""
 
     matrices: Tensor  # [batch, n, n] scaled and ridged; the identity where the factor is zero or not finite
     ridge: Tensor  # [batch] what was added to each diagonal, in scaled units
+    bound: Tensor  # [batch] s(A) + ridge, which bounds the spectrum; s(A + ridge I) may exceed it by sqrt(n) ridges
     scale: Tensor  # [batch] power of two that the factor was divided by
     finite: Tensor  # [batch] bool, whether the factor had finite entries only
 
@@ -31,41 +34,57 @@ def power_of_two_above(magnitude: Tensor) -> Tensor:
     """The least power of two above each entry, exactly; one for zero. Carries no gradient."""
     magnitude = magnitude.detach()
     # magnitude = mantissa * 2^k with mantissa in [1/2, 1): the quotient of the two is exact
-    mantissa = torch.frexp(magnitude).mantissa
-    return torch.where(mantissa > 0, magnitude / torch.where(mantissa > 0, mantissa, 1.0), 1.0)
+    positive = torch.where(magnitude > 0, magnitude, 0.5)
+    return positive / torch.frexp(positive).mantissa
 
 
 def spectral_bound(matrices: Tensor) -> Tensor:
     """`s(A) = min(||A||_F, ||A||_inf)` of each matrix [batch, n, n] -> [batch]."""
     frobenius = torch.linalg.vector_norm(matrices, dim=(-2, -1))
-    return torch.minimum(frobenius, torch.linalg.vector_norm(matrices, ord=1, dim=-1).amax(-1))
+    return torch.minimum(frobenius, matrices.abs().sum(-1).amax(-1))
 
 
-def unridged_bound(problem: Ridged) -> Tensor:
-    """`s(A) + ridge` [batch], the tight bound of the ridged spectrum: `s(A + ridge I)` may exceed it by sqrt(n) ridges."""
-    n = problem.matrices.shape[-1]
-    bare = problem.matrices - torch.diag_embed(problem.ridge[:, None].expand(-1, n))
-    return spectral_bound(bare) + problem.ridge
+def power(bases: Tensor, exponent: float) -> Tensor:
+    """`bases ** exponent`, with bits that do not depend on where in the tensor an entry stands.
+
+    On a CPU the last few entries of a contiguous tensor are worked one by one, and by another function than the vectors before
+    them. With gaps between the entries all are worked one by one.
+    """
+    return torch.nn.functional.pad(bases[..., None], (0, 1))[..., 0].pow(exponent)
 
 
-def add_ridge(matrices: Tensor, *, relative_epsilon: float, epsilon: float, boost: Tensor | None = None) -> Ridged:
-    """Scale `matrices` [batch, n, n] and add `boost * (relative_epsilon s(A) + epsilon)` to each diagonal.
+def add_to_diagonal(fresh: Tensor, values: Tensor) -> Tensor:
+    """`M + values I` [batch, n, n], written into `fresh`, which nobody else may hold, unless a derivative needs it."""
+    if is_traced(fresh) or fresh.requires_grad:
+        identity = torch.eye(fresh.shape[-1], dtype=fresh.dtype, device=fresh.device)
+        return torch.addcmul(fresh, values[:, None, None], identity)
+    fresh.diagonal(dim1=-2, dim2=-1).add_(values[:, None])
+    return fresh
+
+
+def add_ridge(
+    matrices: Tensor, dtype: torch.dtype | None = None, *, relative_epsilon: float, epsilon: float, boost: Tensor | None = None
+) -> Ridged:
+    """Scale `matrices` [batch, n, n] and add `boost * (relative_epsilon s(A) + epsilon)` to each diagonal, in `dtype`.
 
     A matrix that is zero, or holds a NaN or an infinity, is replaced by the identity (`finite` tells the latter).
     """
-    identity = torch.eye(matrices.shape[-1], dtype=matrices.dtype, device=matrices.device)
-    largest = matrices.detach().abs().amax((-2, -1))
-    finite = largest.isfinite()
-    usable = (finite & (largest > 0))[:, None, None]
-    scale = power_of_two_above(torch.where(finite, largest, 1.0))
+    # Beside an eigendecomposition every pass over the matrices counts, as they are no longer in the cache, and so does every
+    # operation, about ten microseconds of it calling: hence few of both, and results written over what is not needed any more.
+    largest = matrices.detach().abs().amax((-2, -1)).to(dtype or matrices.dtype)
+    finite = largest < torch.inf
+    usable = finite & (largest > 0)
+    scale = power_of_two_above(torch.where(usable, largest, 0.0))
     # the reciprocal of a power of two is exact, and a product takes a third of the time of a quotient
-    scaled = torch.where(usable, matrices, identity) * torch.where(usable, 1 / scale[:, None, None], 1.0)
-    ridge = relative_epsilon * spectral_bound(scaled) + epsilon / scale
+    scaled = torch.where(usable[:, None, None], matrices, 0.0).to(largest.dtype).mul_((1 / scale)[:, None, None])
+    size = spectral_bound(scaled)
+    ridge = relative_epsilon * size
+    if epsilon:
+        ridge = ridge + epsilon / scale
     if boost is not None:
         ridge = ridge * boost.to(ridge.dtype)
-    ridge = torch.where(usable[:, 0, 0], ridge, 0.0)
-    ridged = torch.addcmul(scaled, ridge[:, None, None], identity)
-    return Ridged(ridged, ridge, scale, finite)
+    added = torch.where(usable, ridge, 1.0)
+    return Ridged(add_to_diagonal(scaled, added), torch.where(usable, ridge, 0.0), size + added, scale, finite)
 
 
 def ridged_diagonal(

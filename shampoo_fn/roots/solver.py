@@ -1,6 +1,7 @@
 """What every inverse-root solver is: `solver(matrices, exponent) -> (roots, residuals)`."""
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -8,6 +9,8 @@ import torch
 from torch import Tensor
 
 from shampoo_fn.roots.ridge import ridged_diagonal
+from shampoo_fn.roots.threaded import by_threads
+from shampoo_fn.tracing import is_traced
 from shampoo_fn.validate import require
 
 
@@ -57,3 +60,14 @@ def check_dtype(dtype: torch.dtype | None) -> None:
 def wide_dtype(tensor: Tensor) -> torch.dtype:
     """float64 where the tensor's device has it: everywhere but on Apple's."""
     return torch.float32 if tensor.device.type == "mps" else torch.float64
+
+
+def each_by_threads(
+    solve: Callable[[Tensor, float, Tensor | None], Roots], matrices: Tensor, exponent: float, boost: Tensor | None
+) -> Roots:
+    """`solve(matrices, exponent, boost)`, over threads where there are threads and values."""
+    if is_traced(matrices) or matrices.device.type != "cpu" or type(matrices) is not Tensor or not len(matrices):
+        return solve(matrices, exponent, boost)
+    if boost is None:
+        return Roots(*by_threads(lambda chunk: solve(chunk, exponent, None), matrices))
+    return Roots(*by_threads(lambda chunk, boosts: solve(chunk, exponent, boosts), matrices, boost))

@@ -1,29 +1,32 @@
-"""Work on a batch of matrices on the CPU: a few matrices per task, one thread per task.
+"""Work on a batch of matrices on the CPU: a few matrices per chunk, one thread per chunk.
 
 `torch.linalg.eigh` solves a batch one matrix after the other and lets the BLAS spread each over all threads, which gains less
 than half of what is there and loses for small matrices; everything around it then passes over the whole batch in memory. A
-batch is independent work, so it is dealt out to Python threads (torch releases the interpreter lock) in chunks that stay in
-cache from the first operation to the last, each with one BLAS thread. As the chunks depend on the size of the matrices alone
-and are always worked by exactly one thread, the bits do not depend on the number of threads.
+batch is independent work, so it is cut in chunks that stay in cache from the first operation to the last. The caller and some
+helper threads take them from a queue (torch releases the interpreter lock), each with one BLAS thread.
 
 `torch.set_num_threads` sets two things: the OpenMP and MKL counts of the calling thread, which is what is wanted here, and the
 number that threads started later begin with. Both are put back, even after an exception. The latter belongs to the process,
 so callers take turns (they would compete for the same cores); a foreign thread that first uses torch in between keeps one.
+
+What comes out is joined before the counts are put back: an operation of several OpenMP threads would leave them spinning for
+about 3 ms, on the very cores that the next batch wants.
 """
 
-import threading
+import math
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from queue import Empty, SimpleQueue
+from threading import Lock, Thread
 
 import torch
 from torch import Tensor
 
-# batch * n^3 below which starting threads may cost more than it gains, about 7 ms of one core: besides their own start, the
-# OpenMP threads of whatever torch did before go on spinning for a while and hold their cores
-WORTH_A_POOL = 2**24
-# n^3 summed over a chunk: four matrices of 128, one of 256; enough that calling the operations is little beside them
+# batch * n^3 below which helpers may cost more than they gain, about 6 ms of one core: besides their own start, the OpenMP
+# threads of whatever torch did before may still be spinning
+WORTH_HELP = 2**24
+# n^3 summed over a chunk: four matrices of 128, one of 256; calling the operations, about 0.4 ms, is little beside them
 CHUNK = 2**23
-TURN = threading.Lock()
+TURN = Lock()
 
 Outputs = tuple[Tensor, ...]
 
@@ -33,36 +36,68 @@ def by_threads(function: Callable[..., Outputs], matrices: Tensor, *others: Tens
 
     `function` works on each matrix [n, n] alone and returns tensors [batch, ...], in the caller's gradient and inference modes.
     """
-    n, batch = matrices.shape[-1], len(matrices)
-    size = max(1, CHUNK // max(n, 1) ** 3)
-    chunks = list(zip(*(tensor.split(size) for tensor in (matrices, *others)), strict=True))
+    batch, work = len(matrices), len(matrices) * max(matrices.shape[-1], 1) ** 3
     with TURN:
         allowed = torch.get_num_threads()
-        if allowed == 1 or len(chunks) == 1 or batch * n**3 < WORTH_A_POOL:
-            parts = [_alone(function, chunk, allowed) for chunk in chunks]
-        else:
-            parts = _spread(function, chunks, min(allowed, len(chunks)))
-    return parts[0] if len(parts) == 1 else tuple(torch.cat(outputs) for outputs in zip(*parts, strict=True))
+        threads = min(allowed, batch) if work >= WORTH_HELP else 1
+        # as many chunks for each thread, so that all finish together
+        count = min(batch, threads * math.ceil(work / (threads * CHUNK)))
+        chunks = list(zip(*(tensor.tensor_split(count) for tensor in (matrices, *others)), strict=True))
+        return _Crew(function, chunks).run(threads, allowed)
 
 
-def _spread(function: Callable[..., Outputs], chunks: list[tuple[Tensor, ...]], threads: int) -> list[Outputs]:
-    grad, inference = torch.is_grad_enabled(), torch.is_inference_mode_enabled()
+class _Crew:
+    """The caller and its helpers, who empty one queue of chunks."""
 
-    def task(chunk: tuple[Tensor, ...], initial: int) -> Outputs:
+    def __init__(self, function: Callable[..., Outputs], chunks: list[tuple[Tensor, ...]]) -> None:
+        self.function = function
+        self.waiting: SimpleQueue[tuple[int, tuple[Tensor, ...]]] = SimpleQueue()
+        for numbered in enumerate(chunks):
+            self.waiting.put(numbered)
+        self.parts: list[Outputs] = [()] * len(chunks)
+        self.errors: list[BaseException] = []
+        self.initial: SimpleQueue[int] = SimpleQueue()  # the thread counts that helpers began with
+        self.modes = torch.is_inference_mode_enabled(), torch.is_grad_enabled()
+
+    def run(self, threads: int, allowed: int) -> Outputs:
+        helpers = [Thread(target=self._help) for _ in range(threads - 1)]
+        initial = allowed
+        try:
+            for helper in helpers:
+                helper.start()
+            if helpers:
+                initial = self.initial.get()
+            if allowed > 1:
+                torch.set_num_threads(1)
+            self._work()
+            for helper in helpers:
+                helper.join()
+            if self.errors:
+                raise self.errors[0]
+            return self.parts[0] if len(self.parts) == 1 else tuple(map(torch.cat, zip(*self.parts, strict=True)))
+        finally:
+            if allowed > 1:
+                torch.set_num_threads(allowed)
+            if initial != allowed:  # somebody else has to say so, because whoever says it takes it for himself
+                messenger = Thread(target=torch.set_num_threads, args=(initial,))
+                messenger.start()
+                messenger.join()
+
+    def _help(self) -> None:
+        # A thread's first operation sets its counts to those of the process: asking for them is such a first operation, and
+        # must come before they are set. The first number in the queue was read before anybody set one: all report first.
+        self.initial.put(torch.get_num_threads())
+        torch.set_num_threads(1)
+        inference, grad = self.modes
         with torch.inference_mode(inference), torch.set_grad_enabled(grad):
-            return _alone(function, chunk, initial)
+            self._work()
 
-    with ThreadPoolExecutor(threads) as pool:
-        initial = pool.submit(torch.get_num_threads).result()
-        return [done.result() for done in [pool.submit(task, chunk, initial) for chunk in chunks]]
-
-
-def _alone(function: Callable[..., Outputs], chunk: tuple[Tensor, ...], initial: int) -> Outputs:
-    # a thread's first operation sets its counts to those of the process, which another thread may be putting back just then:
-    # asking for them is such a first operation, and must come before they are set
-    torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        return function(*chunk)
-    finally:
-        torch.set_num_threads(initial)
+    def _work(self) -> None:
+        try:
+            while not self.errors:
+                index, chunk = self.waiting.get_nowait()
+                self.parts[index] = self.function(*chunk)
+        except Empty:
+            pass
+        except BaseException as error:  # noqa: BLE001  # raised in the caller, after all have stopped
+            self.errors.append(error)

@@ -1,4 +1,4 @@
-"""Eigendecompositions by threads: the same bits whatever the threads, and no trace of them afterwards."""
+"""Matrices by threads: the same bits whatever the threads and the neighbours, and no trace of the threads afterwards."""
 
 import threading
 from collections.abc import Iterator
@@ -6,10 +6,13 @@ from collections.abc import Iterator
 import pytest
 import torch
 
-from shampoo_fn.roots import eigh, threaded
+from shampoo_fn.roots import threaded
 from shampoo_fn.roots.eigh import Eigh, eigendecomposition
+from shampoo_fn.roots.minimax import Minimax
+from shampoo_fn.roots.pseudo_inverse import PseudoInverse
+from shampoo_fn.roots.solver import Solver
 from shampoo_fn.roots.threaded import by_threads
-from tests.roots.suite import factors, normal
+from tests.roots.suite import normal
 
 
 @pytest.fixture(autouse=True)
@@ -37,10 +40,10 @@ def threads_a_new_thread_begins_with() -> int:
 def test_the_bits_depend_neither_on_the_threads_nor_on_the_neighbours(
     n: int, count: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(threaded, "WORTH_A_POOL", 0)
+    monkeypatch.setattr(threaded, "WORTH_HELP", 0)
     matrices = batch(count, n)
     torch.set_num_threads(1)
-    one_by_one = [torch.linalg.eigh(matrix) for matrix in matrices]
+    one_by_one = [eigendecomposition(matrix.clone()) for matrix in matrices]
     for threads in (1, 2, 3):
         torch.set_num_threads(threads)
         values, vectors = by_threads(eigendecomposition, matrices)
@@ -61,7 +64,7 @@ def test_nothing_is_left_behind(count: int, n: int) -> None:
 
 
 def test_an_error_in_a_thread_is_raised_and_leaves_nothing_behind(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(threaded, "WORTH_A_POOL", 0)
+    monkeypatch.setattr(threaded, "WORTH_HELP", 0)
 
     def fail(matrices: torch.Tensor) -> tuple[torch.Tensor, ...]:
         raise MemoryError
@@ -100,20 +103,86 @@ def test_a_matrix_on_which_lapack_fails_becomes_nan_and_spares_the_others() -> N
     assert values[1].isnan().all() or vectors[1].isnan().all()
 
 
-def test_the_solver_uses_the_threads(monkeypatch: pytest.MonkeyPatch) -> None:
-    solved: list[tuple[str, int]] = []
-
-    def counting(matrices: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        solved.append((threading.current_thread().name, len(matrices)))
-        return eigendecomposition(matrices)
-
-    monkeypatch.setattr(eigh, "eigendecomposition", counting)
-    monkeypatch.setattr(threaded, "WORTH_A_POOL", 0)
+@pytest.mark.parametrize("work", [torch.float64, torch.float32])
+@pytest.mark.parametrize("stored", [torch.float32, torch.float64])
+@pytest.mark.parametrize("n", [1, 2, 3, 8, 13, 17, 31, 32, 50, 64, 127, 128, 129, 255, 256, 513, 1024])
+def test_the_bits_of_a_root_do_not_depend_on_its_batch(
+    n: int, stored: torch.dtype, work: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(threaded, "WORTH_HELP", 0)
     torch.set_num_threads(2)
-    Eigh()(factors(128), 1 / 4)
-    assert len(solved) > 1
-    assert threading.current_thread().name not in {name for name, _ in solved}
-    assert sum(count for _, count in solved) == len(factors(128))
+    solver = Eigh(dtype=work)
+    matrices = batch(11 if n < 256 else 2, n).to(stored)
+    for exponent in (1 / 4, 0.3):
+        roots, residuals = solver(matrices, exponent)
+        for size in (1, 2, 9) if n < 256 else (1,):
+            for part, expected, expected_residuals in zip(
+                matrices.split(size), roots.split(size), residuals.split(size), strict=True
+            ):
+                found = solver(part.clone(), exponent)
+                assert torch.equal(found.roots, expected)
+                assert torch.equal(found.residuals, expected_residuals)
+
+
+@pytest.mark.parametrize("solver", [Minimax(), Minimax(dtype=torch.float64), PseudoInverse()])
+@pytest.mark.parametrize("n", [3, 17, 32, 64, 129])
+def test_nor_do_those_of_the_other_solvers_that_use_threads(n: int, solver: Solver, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(threaded, "WORTH_HELP", 0)
+    torch.set_num_threads(2)
+    matrices = batch(11, n).float()
+    roots, residuals = solver(matrices, 1 / 4)
+    for index in range(len(matrices)):
+        found = solver(matrices[index : index + 1].clone(), 1 / 4)
+        assert torch.equal(found.roots[0], roots[index])
+        assert torch.equal(found.residuals[0], residuals[index])
+
+
+def test_caller_and_helper_work_at_the_same_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(threaded, "WORTH_HELP", 0)
+    torch.set_num_threads(2)
+    both = threading.Barrier(2)
+    workers: set[threading.Thread] = set()
+
+    def meet(matrices: torch.Tensor) -> tuple[torch.Tensor]:
+        both.wait(timeout=60)
+        workers.add(threading.current_thread())
+        return (matrices + 1,)
+
+    matrices = batch(2, 160)
+    assert torch.equal(by_threads(meet, matrices)[0], matrices + 1)
+    assert len(workers) == 2
+    assert threading.current_thread() in workers
+
+
+def test_a_small_batch_is_not_worth_a_thread() -> None:
+    torch.set_num_threads(2)
+    workers: list[threading.Thread] = []
+
+    def note(matrices: torch.Tensor) -> tuple[torch.Tensor]:
+        workers.append(threading.current_thread())
+        return (matrices.clone(),)
+
+    by_threads(note, batch(64, 32))
+    assert set(workers) == {threading.current_thread()}
+
+
+def test_a_caller_with_a_count_of_its_own_changes_nobody_elses() -> None:
+    torch.set_num_threads(3)
+    counts: list[int] = []
+
+    def call() -> None:
+        torch.get_num_threads()  # a thread's first question for its count is what gives it one
+        torch.set_num_threads(2)  # its own, and that of new threads
+        other = threading.Thread(target=torch.set_num_threads, args=(3,))  # that of new threads alone
+        other.start()
+        other.join()
+        by_threads(eigendecomposition, batch(8, 128))
+        counts.extend((torch.get_num_threads(), threads_a_new_thread_begins_with()))
+
+    caller = threading.Thread(target=call)
+    caller.start()
+    caller.join()
+    assert counts == [2, 3]
 
 
 def test_inference_mode_and_gradients_are_no_obstacle() -> None:
