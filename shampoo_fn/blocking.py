@@ -69,6 +69,29 @@ class Region(NamedTuple):
         """The number of blocks."""
         return prod(self.counts)
 
+    def between(self, start: int, stop: int) -> "list[Region]":
+        """The blocks `start` to `stop` of this region, as few regions as hold them in order: rows, and parts of rows."""
+        if start >= stop:
+            return []
+        if (start, stop) == (0, self.size):
+            return [self]
+        row = prod(self.counts[1:])
+        first, last = -(-start // row), stop // row  # the whole rows
+        if first > last:  # within one row
+            return self._row(last, start - last * row, stop - last * row)
+        head = self._row(first - 1, start - (first - 1) * row, row) if start < first * row else []
+        tail = self._row(last, 0, stop - last * row) if stop > last * row else []
+        return [*head, *([self._rows(first, last)] if first < last else []), *tail]
+
+    def _rows(self, first: int, last: int) -> "Region":
+        starts = (self.starts[0] + first * self.block[0], *self.starts[1:])
+        return Region(starts, (last - first, *self.counts[1:]), self.block)
+
+    def _row(self, row: int, start: int, stop: int) -> "list[Region]":
+        rest = Region(self.starts[1:], self.counts[1:], self.block[1:]).between(start, stop)
+        first = (self.starts[0] + row * self.block[0],)
+        return [Region(first + part.starts, (1, *part.counts), self.block) for part in rest]
+
 
 def _spans(n: int, size: int) -> list[tuple[int, int, int]]:
     whole, rest = divmod(n, size)

@@ -73,7 +73,7 @@ def check_failures(plan: Layout, state: State, config: Config) -> None:
         (stack.key, path): leaf
         for stack in plan.stacks
         for path, leaf in flatten(state.stacks[stack.key].links).items()
-        if path.endswith(".failures")  # of a `RootState`
+        if path.endswith(".failures") and leaf.numel()  # of a `RootState`
     }
     if not counters or any(is_traced(leaf) for leaf in counters.values()):
         return

@@ -4,7 +4,8 @@ The plan follows from the parameters' names, shapes, dtypes and devices, and the
 stored: a state carries an empty tensor per parameter that tells its shape (see `state.py`).
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from itertools import groupby
 from typing import NamedTuple
 from weakref import WeakKeyDictionary
 
@@ -106,6 +107,30 @@ def turns(stacks: tuple[Stack, ...], config: Config) -> dict[str, list[int]]:
     return {stack.key: [next(balanced) for _ in range(stack.size)] for stack in stacks}
 
 
+Kept = Mapping[tuple[str, int], tuple[int, int]]  # by parameter and region: its first block that is kept, and the end of these
+
+
+def restricted(plan: Layout, kept: Kept) -> Layout:
+    """The plan with some of the blocks of each region only, where all the rest of it is as if they were all there.
+
+    A region that is left out keeps a piece of no blocks, and a stack its place, so that their names are known.
+    """
+    stacks, own = [], {}
+    for stack in plan.stacks:
+        pieces: list[Piece] = []
+        chosen: list[int] = []
+        for piece in stack.pieces:
+            start, stop = kept.get((piece.name, piece.part), (0, 0))
+            none = piece.region._replace(counts=(0, *piece.region.counts[1:]))
+            for region in piece.region.between(start, stop) or [none]:
+                pieces.append(piece._replace(region=region, first=pieces[-1].first + pieces[-1].region.size if pieces else 0))
+            chosen += range(piece.first + start, piece.first + stop)
+        stacks.append(stack._replace(pieces=tuple(pieces)))
+        if plan.turns:
+            own[stack.key] = [plan.turns[stack.key][slot] for slot in chosen]
+    return plan._replace(stacks=tuple(stacks), turns=own)
+
+
 def slots(stack: Stack, names: Iterable[str]) -> list[int]:
     """The slots of a stack that belong to the named parameters."""
     wanted = set(names)
@@ -115,6 +140,13 @@ def slots(stack: Stack, names: Iterable[str]) -> list[int]:
 def owners_of(stack: Stack) -> list[str]:
     """The parameter of each slot."""
     return [piece.name for piece in stack.pieces for _ in range(piece.region.size)]
+
+
+def spans(stack: Stack) -> Iterator[tuple[str, int, int, int]]:
+    """Of each region: its parameter, its number, its first slot, and how many slots it has."""
+    for (name, part), run in groupby(stack.pieces, key=lambda piece: (piece.name, piece.part)):
+        pieces = list(run)
+        yield name, part, pieces[0].first, sum(piece.region.size for piece in pieces)
 
 
 def gather(pieces: Iterable[Piece], tensors: Mapping[str, Tensor], merged: Mapping[str, tuple[int, ...]]) -> Tensor:

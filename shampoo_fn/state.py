@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.func import vmap
 
 from shampoo_fn.config import Config
-from shampoo_fn.layout import Stack, gather, layout
+from shampoo_fn.layout import Layout, Stack, gather, layout
 from shampoo_fn.tree import Tree, map_tree
 
 
@@ -37,12 +37,18 @@ def init_state(params: Mapping[str, Tensor], config: Config) -> State:
     for name, param in params.items():
         check_tensor("parameter", name, param)
     templates = {name: param.detach().new_empty((0, *param.shape)) for name, param in params.items()}
-    plan = layout(templates, config)
+    return initial(templates, layout(templates, config), params)
+
+
+def initial(templates: dict[str, Tensor], plan: Layout, params: Mapping[str, Tensor]) -> State:
+    """The state before the first step of the blocks in a plan."""
     values = {name: param.detach() for name, param in params.items()}
-    return State(templates, {stack.key: _init_stack(stack, gather(stack.pieces, values, plan.merged)) for stack in plan.stacks})
+    return State(templates, {stack.key: init_stack(stack, gather(stack.pieces, values, plan.merged)) for stack in plan.stacks})
 
 
-def _init_stack(stack: Stack, blocks: Tensor) -> BlockState:
+def init_stack(stack: Stack, blocks: Tensor) -> BlockState:
+    """The state before the first step of a stack with these blocks of parameters [slots, *block]."""
+
     def init(block: Tensor) -> BlockState:
         zero = torch.zeros((), dtype=torch.int64, device=block.device)
         return BlockState(zero, zero, zero == 0, zero, stack.transform.init(block.to(work_dtype(block.dtype))))

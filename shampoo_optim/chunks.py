@@ -78,8 +78,8 @@ def _chunk(stack: Stack, state: BlockState, run: list[Tile]) -> Chunk:
 
 
 def gathered(chunk: Chunk, tensors: Mapping[str, Tensor], merged: Mapping[str, tuple[int, ...]]) -> Tensor:
-    """The blocks of a chunk [slots, *block]."""
-    if all(tile.whole for tile in chunk.tiles):
+    """The blocks of a chunk [slots, *block]; of a single one a view."""
+    if len(chunk.tiles) > 1 and all(tile.whole for tile in chunk.tiles):
         return torch.stack([tensors[tile.name] for tile in chunk.tiles])
     blocks = [cut(tensors[tile.name].reshape(merged[tile.name]), tile.region) for tile in chunk.tiles]
     return blocks[0] if len(blocks) == 1 else torch.cat(blocks)

@@ -70,6 +70,7 @@ def configured(group: Mapping[str, Any], base: Config | None, dials: Dials) -> C
 
     Raises ValueError that names the option, its value and what is allowed.
     """
+    backend(group)
     if base is not None:
         return _with_rate(base, dials["lr"])
     _check(group)
@@ -99,6 +100,13 @@ def configured(group: Mapping[str, Any], base: Config | None, dials: Dials) -> C
 
 # those that the recipe takes as they are; the others are dials, or need a word of translation
 _PASSED = [name for name in SAME if name not in (*values(DEFAULTS), "betas", "diagonal", "root_dtype", "state_dtype")]
+
+
+def backend(group: Mapping[str, Any]) -> str | None:
+    """The backend of `torch.compile` that steps of a group run with; None for eager ones."""
+    wanted = group["compile"]
+    require(isinstance(wanted, bool | str), "compile", wanted, "True, False or the name of a backend of torch.compile")
+    return "inductor" if wanted is True else wanted or None
 
 
 def rate_of(config: Config) -> Any:

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from shampoo_fn.layout import spans
 from shampoo_fn.lift import norms_of_stack
 from shampoo_fn.symmetric import unpacked
 from shampoo_fn.tree import flatten
@@ -64,22 +65,24 @@ class Diagnosis:
 
 @torch.no_grad()
 def diagnose(optimizer: Shampoo) -> Diagnosis:
-    """Read the state of every parameter that has one; an eigendecomposition per factor."""
+    """Read the state of every parameter that has one, as far as this process holds it; an eigendecomposition per factor."""
     rows: dict[str, Row] = {}
     spectra: dict[str, Tensor] = {}
-    for number, group in enumerate(optimizer.param_groups):
-        for storage, _ in optimizer.storages(number, group):
+    for position, group in enumerate(optimizer.param_groups):
+        for storage, _ in optimizer.storages(position, group):
             ratios = _graft_ratios(storage, maximize=group["maximize"])
             for stack in storage.plan.stacks:
                 leaves = flatten(storage.state.stacks[stack.key])
                 ridges = [spec.solver.relative_epsilon for spec in stack.transform.root_specs(stack.block).values()]
-                for piece in stack.pieces:
-                    slots = {path: leaf[piece.first : piece.first + piece.region.size] for path, leaf in leaves.items()}
+                for name, number, first, size in spans(stack):
+                    if not size:
+                        continue  # of another process
+                    slots = {path: leaf[first : first + size] for path, leaf in leaves.items()}
                     found = {path: value for path, leaf in slots.items() if ".factors." in path for value in _spectrum(leaf)}
-                    part = f" region {piece.part}" if piece.part else ""
-                    spectra |= {f"{piece.name}{part} factor {path[-1]}": value for path, value in found.items()}
-                    row = _row(piece.name, slots, list(found.values()), max(ridges, default=None), ratios.get(piece.name))
-                    rows[piece.name] = _joined(rows[piece.name], row) if piece.name in rows else row
+                    part = f" region {number}" if number else ""
+                    spectra |= {f"{name}{part} factor {path[-1]}": value for path, value in found.items()}
+                    row = _row(name, slots, list(found.values()), max(ridges, default=None), ratios.get(name))
+                    rows[name] = _joined(rows[name], row) if name in rows else row
     return Diagnosis(tuple(rows.values()), spectra)
 
 
@@ -112,6 +115,8 @@ def _joined(one: Row, other: Row) -> Row:
 
 def _graft_ratios(storage: Storage, *, maximize: bool) -> dict[str, float]:
     """By how much grafting scales Shampoo's direction of the gradients that are there, largest over blocks."""
+    if any(hasattr(param, "device_mesh") for param in storage.params):
+        return {}  # the blocks' gradients are on other ranks
     work = local_work(storage, storage.params, maximize=maximize)
     ratios: dict[str, float] = {}
     for chunk in work.chunks:

@@ -3,6 +3,8 @@
 A parameter that is one block has tensors of the block's shape (a 0-d `step`, a factor [n, n]). One that is cut into equal
 blocks has a leading dimension over them, rows of blocks in order. Where cutting leaves remainders, the parameter has further
 regions of equal blocks, whose names start with their number: `region1.factors.0`.
+
+A process that holds some of the blocks only has these, under the same names; where it has none, tensors of no elements.
 """
 
 from collections.abc import Mapping
@@ -11,8 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from shampoo_fn.layout import Layout
-from shampoo_fn.state import State
+from shampoo_fn.layout import Layout, spans
+from shampoo_fn.state import State, init_stack
 from shampoo_fn.tree import flatten
 from shampoo_optim.naming import readable
 
@@ -25,13 +27,29 @@ def entries(plan: Layout, state: State) -> Entries:
     for stack in plan.stacks:
         leaves = flatten(state.stacks[stack.key])
         names = readable(leaves)
-        for piece in stack.pieces:
-            prefix = f"region{piece.part}." if piece.part else ""
+        for name, part, first, size in spans(stack):
+            single = size == plan.regions[name][part].size == 1
             for path, leaf in leaves.items():
-                size = piece.region.size
-                view = leaf[piece.first] if size == 1 else leaf[piece.first : piece.first + size]
-                found[piece.name][prefix + names[path]] = view
+                found[name][prefix(part) + names[path]] = leaf[first] if single else leaf[first : first + size]
     return found
+
+
+def blueprint(plan: Layout, name: str) -> dict[str, tuple[int, tuple[int, ...]]]:
+    """The entries of a parameter: the number of its region, and the shape for one block."""
+    found: dict[str, tuple[int, tuple[int, ...]]] = {}
+    for stack in plan.stacks:
+        numbers = dict.fromkeys(piece.part for piece in stack.pieces if piece.name == name)
+        if numbers:
+            leaves = flatten(init_stack(stack, torch.empty((1, *stack.block), dtype=stack.dtype, device="meta")))
+            names = readable(leaves)
+            for number in numbers:
+                found |= {prefix(number) + names[path]: (number, tuple(leaf.shape[1:])) for path, leaf in leaves.items()}
+    return found
+
+
+def prefix(part: int) -> str:
+    """What the names of a region's entries start with."""
+    return f"region{part}." if part else ""
 
 
 def as_tensor(value: Any) -> Tensor:

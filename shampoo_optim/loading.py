@@ -1,6 +1,6 @@
 """`load_state_dict`: a checkpoint is checked before anything changes, then copied, in the dtypes it was saved in."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -9,7 +9,8 @@ from torch import Tensor
 from shampoo_fn import Config, init_state
 from shampoo_fn.layout import layout
 from shampoo_optim.configuration import configured, values
-from shampoo_optim.entries import as_tensor, check_entries, entries
+from shampoo_optim.entries import Entries, as_tensor, check_entries, entries
+from shampoo_optim.naming import parameter_name
 
 Group = dict[str, Any]
 
@@ -33,17 +34,28 @@ def loaded_groups(groups: list[Group], saved: list[Group], defaults: Mapping[str
 
 def loaded_state(saved: Mapping[str, Any], param: Tensor) -> dict[str, Tensor]:
     """A copy on the parameter's device. Nothing is cast: factors of a bfloat16 parameter are float32."""
-    return {key: as_tensor(value).to(param.device, copy=True) for key, value in saved.items()}
+    return {key: whole(value).to(param.device, copy=True) for key, value in saved.items()}
 
 
-def check_loaded(group: Group, states: Mapping[Tensor, Any], base: Config | None, names: Callable[[int], str]) -> None:
+def whole(value: Any) -> Tensor:
+    """An entry as one tensor of this process; a DTensor's parts are gathered by all of them."""
+    tensor = as_tensor(value)
+    found: Tensor = tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
+    return found
+
+
+def check_states(groups: Sequence[Mapping[str, Any]], states: Mapping[Tensor, Any], base: Config | None) -> None:
     """Refuse a state that does not fit its parameter, by name; shapes are found without allocating anything."""
-    stateful = {names(i): (p, states[p]) for i, p in enumerate(group["params"]) if states.get(p)}
-    if not stateful:
-        return
-    config = configured(group, base, values(group))
-    shapes = {name: torch.empty_like(param, device="meta") for name, (param, _) in stateful.items()}
-    fresh = init_state(shapes, config)
-    wanted = entries(layout(fresh.templates, config), fresh)
-    for name, (_, given) in stateful.items():
-        check_entries(name, given, wanted[name], "the checkpoint")
+    for number, group in enumerate(groups):
+        stateful = {parameter_name(group, number, i): (p, states[p]) for i, p in enumerate(group["params"]) if states.get(p)}
+        if stateful:
+            shapes = {name: torch.empty(param.shape, dtype=param.dtype, device="meta") for name, (param, _) in stateful.items()}
+            wanted = fitting(shapes, configured(group, base, values(group)))
+            for name, (_, given) in stateful.items():
+                check_entries(name, given, wanted[name], "the checkpoint")
+
+
+def fitting(params: Mapping[str, Tensor], config: Config) -> Entries:
+    """What the state of some parameters looks like, of tensors on the device of these, such as "meta"."""
+    fresh = init_state(params, config)
+    return entries(layout(fresh.templates, config), fresh)

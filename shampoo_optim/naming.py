@@ -1,7 +1,8 @@
-"""Readable names for the tensors of a state: `momentum` for `links.momentum.velocity`."""
+"""Readable names: of parameters, and of the tensors of a state, `momentum` for `links.momentum.velocity`."""
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from typing import Any
 
 _FINAL = {
     "velocity": "momentum",
@@ -12,6 +13,12 @@ _FINAL = {
     "failures": "failures",
     "boost": "ridge_boosts",
 }
+
+
+def parameter_name(group: Mapping[str, Any], number: int, index: int) -> str:
+    """The name of a parameter of a group: the one it was given, else its place."""
+    names = group.get("param_names")
+    return str(names[index]) if names else f"group{number}.param{index}"
 
 
 def readable(paths: Iterable[str]) -> dict[str, str]:

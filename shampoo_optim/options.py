@@ -44,7 +44,7 @@ class Options(TypedDict, total=False):
     root_dtype: torch.dtype | str | None  # that roots are stored in
     state_dtype: torch.dtype | str | None
     packed: bool
-    precondition_frequency: int
+    precondition_frequency: int | None
     start_preconditioning_step: int
     staggered: bool
     dense_until: int
@@ -55,6 +55,7 @@ class Options(TypedDict, total=False):
     diagonal: str | tuple[str, ...]
     nonfinite: str
     maximize: bool
+    compile: bool | str  # whether to run steps as graphs; a string names the backend of torch.compile
 
 
 _RECIPE: dict[str, Any] = {name: each.default for name, each in inspect.signature(shampoo).parameters.items()}
@@ -85,10 +86,10 @@ SAME = (
 DEFAULTS: dict[str, Any] = {name: _RECIPE[name] for name in SAME} | {
     "adam_w_mode": _RECIPE["decoupled_weight_decay"],
     "use_nesterov": _RECIPE["nesterov"],
-    "grafting_type": "RMS",
-    "grafting_beta2": 0.999,
+    "grafting_type": "ADAM",
+    "grafting_beta2": _RECIPE["grafting"].beta2,
     "grafting_epsilon": 1e-8,
-    "grafting_rms": _RECIPE["grafting"].rms,
+    "grafting_rms": 0.2,
     "epsilon": _RECIPE["solver"].epsilon,
     "relative_epsilon": _RECIPE["solver"].relative_epsilon,
     "root_inv_method": "eigendecomposition",
@@ -96,6 +97,7 @@ DEFAULTS: dict[str, Any] = {name: _RECIPE[name] for name in SAME} | {
     "preconditioner_dtype": _RECIPE["factor_dtype"],
     "large_dim_method": _RECIPE["large_dim"],
     "maximize": False,
+    "compile": False,
 }
 
 # a change of one of these would give the tensors of the state another shape, number or meaning

@@ -1,14 +1,27 @@
 """Where the work of a step is done: here, or spread over processes."""
 
 from collections.abc import Hashable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Protocol
 
 from torch import Tensor
 
 from shampoo_fn import Config, batched
+from shampoo_optim.loading import check_states
 from shampoo_optim.refreshing import may_be_due, refresh
 from shampoo_optim.storage import Storage
 from shampoo_optim.work import Work, local_work
+
+Groups = Sequence[Mapping[str, Any]]  # an optimizer's `param_groups`: the list itself, which changes in place
+
+States = Mapping[Any, Mapping[str, Any]]  # entries by name, by parameter
+
+
+class Distribution(Protocol):
+    """What `Shampoo(params, distributed=...)` takes: a value that says how the work is spread. It is shared by deep copies."""
+
+    def place(self, groups: Groups) -> "Placement":
+        """A placement for the optimizer of these groups alone, made at its first step and anew after a state was loaded."""
 
 
 class Placement(Protocol):
@@ -36,6 +49,15 @@ class Placement(Protocol):
     def finish(self, works: Sequence[Work]) -> None:
         """After all updates are computed: see that every parameter gets its own."""
 
+    def together(self) -> AbstractContextManager[None]:
+        """Around a step: what all processes must know of each other before it, and what went wrong in it on one of them."""
+
+    def shown(self, states: States, base: Config | None) -> States:
+        """The states of all parameters as `state_dict` has them: those of the optimizer of one process."""
+
+    def kept(self, groups: Groups, states: States, base: Config | None) -> States:
+        """What this process holds of states that `state_dict` has for these groups. ValueError if they do not fit."""
+
 
 class Local:
     """Everything here: the optimizer of one process."""
@@ -55,3 +77,13 @@ class Local:
     def finish(self, works: Sequence[Work]) -> None:
         for work in works:
             work.sink.finish()
+
+    def together(self) -> AbstractContextManager[None]:
+        return nullcontext()
+
+    def shown(self, states: States, base: Config | None) -> States:
+        return states
+
+    def kept(self, groups: Groups, states: States, base: Config | None) -> States:
+        check_states(groups, states, base)
+        return states

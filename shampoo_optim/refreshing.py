@@ -4,11 +4,13 @@ from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 
 import torch
+from torch import Tensor
 
 from shampoo_fn.checks import check_failures
 from shampoo_fn.layout import Stack, owners_of
 from shampoo_fn.lift import Changes, install_in_stack, jobs_of_stack, taken
-from shampoo_fn.solve import Solve
+from shampoo_fn.roots.solver import Roots
+from shampoo_fn.solve import Job, Solve
 from shampoo_fn.state import BlockState
 from shampoo_fn.tree import changed, map_tree
 from shampoo_optim.chunks import Chunk
@@ -21,7 +23,7 @@ def may_be_due(storage: Storage, parts: Sequence[Chunk]) -> bool:
     """Whether a block of these chunks may be due once this step is counted."""
     cadence = storage.config.cadence
     for chunk in parts:
-        steps = _steps(storage, chunk.stack)
+        steps = steps_of(storage, chunk.stack)
         if steps is None:
             return True
         slots = slice(chunk.first, chunk.first + chunk.size)
@@ -42,21 +44,42 @@ def count(storage: Storage, parts: Sequence[Chunk]) -> None:
 
 def refresh(storage: Storage, parts: Sequence[Chunk], solve: Solve) -> None:
     """New roots for the blocks of these chunks that are due. RuntimeError for a factor that failed too often."""
-    config = storage.config
-    check_failures(storage.plan, storage.state, config)
-    for due in _batches(storage, parts):
-        taken_out = []
-        for stack, slots in due:
-            state, put = _taken(storage.state.stacks[stack.key], slots)
-            owners = owners_of(stack)
-            taken_out.append((stack, state, put, jobs_of_stack(stack, config, state, [owners[slot] for slot in slots])))
-        solved = iter(solve([job for *_, jobs in taken_out for job in jobs.values()]))
-        for stack, state, put, jobs in taken_out:
-            put(install_in_stack(stack, config, state, {path: next(solved) for path in jobs}))
+    check_failures(storage.plan, storage.state, storage.config)
+    refresh_slots(storage, due(storage, parts), solve)
 
 
-def _taken(blocks: BlockState, slots: list[int]) -> tuple[BlockState, Callable[[Changes], BlockState]]:
+def refresh_slots(storage: Storage, wanted: Due, solve: Solve) -> None:
+    """New roots for these slots."""
+    for batch in batches(wanted, storage.limit):
+        asked = [jobs_at(storage, stack, slots, _owners(stack, slots)) for stack, slots in batch]
+        solved = iter(solve([job for jobs in asked for job in jobs.values()]))
+        for (stack, slots), jobs in zip(batch, asked, strict=True):
+            install_at(storage, stack, slots, {path: next(solved) for path in jobs})
+
+
+def jobs_at(storage: Storage, stack: Stack, slots: list[int], owners: Sequence[str]) -> dict[str, Job]:
+    """The jobs of some slots, by the factor's path; `owners`: the parameter of each."""
+    return jobs_of_stack(stack, storage.config, part_at(storage, stack, slots)[0], owners)
+
+
+def _owners(stack: Stack, slots: list[int]) -> list[str]:
+    owners = owners_of(stack)
+    return [owners[slot] for slot in slots]
+
+
+def install_at(
+    storage: Storage, stack: Stack, slots: list[int], roots: dict[str, Roots], since: tuple[Tensor, Tensor] | None = None
+) -> None:
+    """Put good roots into use at some slots; `since`: the blocks' `step` and `finite` when these roots were asked for."""
+    state, put = part_at(storage, stack, slots)
+    if since is not None:
+        state = state._replace(step=since[0], finite=since[1])
+    put(install_in_stack(stack, storage.config, state, roots))
+
+
+def part_at(storage: Storage, stack: Stack, slots: list[int]) -> tuple[BlockState, Callable[[Changes], BlockState]]:
     """The state of some slots, and how to write changes of it; views where the slots are neighbours."""
+    blocks = storage.state.stacks[stack.key]
     first, size = slots[0], len(slots)
     if slots == list(range(first, first + size)):
         near = map_tree(lambda leaf: leaf.narrow(0, first, size), blocks)
@@ -66,29 +89,35 @@ def _taken(blocks: BlockState, slots: list[int]) -> tuple[BlockState, Callable[[
     return taken(blocks, index), write
 
 
-def _batches(storage: Storage, parts: Sequence[Chunk]) -> Iterator[Due]:
-    """The slots that are due, in batches whose factors have a bounded number of elements."""
+def batches(wanted: Due, limit: int) -> Iterator[Due]:
+    """Slots in batches whose factors have a bounded number of elements."""
     batch: Due = []
     filled = 0
-    for chunk in parts:
-        specs = chunk.stack.transform.root_specs(chunk.stack.block).values()
+    for stack, slots in wanted:
+        specs = stack.transform.root_specs(stack.block).values()
         each = sum(spec.n**2 if spec.full else spec.n for spec in specs)
-        for slot in _due(storage, chunk) if specs else ():
-            if batch and filled + each > storage.limit:
+        for slot in slots:
+            if batch and filled + each > limit:
                 yield batch
                 batch, filled = [], 0
-            if batch and batch[-1][0] is chunk.stack:
+            if batch and batch[-1][0] is stack:
                 batch[-1][1].append(slot)
             else:
-                batch.append((chunk.stack, [slot]))
+                batch.append((stack, [slot]))
             filled += each
     if batch:
         yield batch
 
 
+def due(storage: Storage, parts: Sequence[Chunk]) -> Due:
+    """The slots of these chunks that are due, now that the step is counted."""
+    rooted = [chunk for chunk in parts if chunk.stack.transform.root_specs(chunk.stack.block)]
+    return [(chunk.stack, slots) for chunk in rooted if (slots := _due(storage, chunk))]
+
+
 def _due(storage: Storage, chunk: Chunk) -> list[int]:
     slots = range(chunk.first, chunk.first + chunk.size)
-    steps = _steps(storage, chunk.stack)
+    steps = steps_of(storage, chunk.stack)
     if steps is None:
         return list(slots)  # nothing can be read: the step that needs the most memory
     turn = storage.plan.turns[chunk.stack.key]
@@ -98,7 +127,7 @@ def _due(storage: Storage, chunk: Chunk) -> list[int]:
     return [s for s in slots if steps[s] > last[s] and storage.config.cadence.due(steps[s], turn[s])]
 
 
-def _steps(storage: Storage, stack: Stack) -> list[int] | None:
+def steps_of(storage: Storage, stack: Stack) -> list[int] | None:
     """The steps of all slots: on a CPU from the state, elsewhere the host's own count, which includes skipped gradients."""
     counts = storage.counts[stack.key]
     if counts is None or stack.device.type != "cpu":

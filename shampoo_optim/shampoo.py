@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from copy import deepcopy
-from functools import partial
 from typing import Any, Unpack, overload
 
 import torch
@@ -11,17 +10,20 @@ from torch._compile import _disable_dynamo
 from torch.optim.optimizer import Optimizer, ParamsT
 
 from shampoo_fn import Config
+from shampoo_fn.validate import require
 from shampoo_optim.configuration import configured, rate_of, structure, values
-from shampoo_optim.loading import check_loaded, loaded_groups, loaded_state
+from shampoo_optim.loading import loaded_groups, loaded_state
 from shampoo_optim.migrate import options_like
+from shampoo_optim.naming import parameter_name
 from shampoo_optim.options import DEFAULTS, Options, plain
-from shampoo_optim.placement import Local, Placement
+from shampoo_optim.placement import Distribution, Local, Placement
 from shampoo_optim.stepping import step
 from shampoo_optim.storage import Storage
 from shampoo_optim.work import Work
 
 CACHE = "_storages"  # not pickled, not copied, rebuilt when needed
-PLACEMENT = "_distributed"  # absent for one process
+PLACEMENT = "_placement"  # likewise
+DISTRIBUTION = "_distribution"  # absent for one process
 
 
 class Shampoo(Optimizer):
@@ -30,8 +32,8 @@ class Shampoo(Optimizer):
     Options (`options.Options`, with their defaults in `options.DEFAULTS`) hold for all groups that do not say otherwise, and
     are read from the group at every step: changing `param_groups[0]["lr"]` takes effect at once. Those that shape the state
     (`options.SHAPING`, and whether betas[0], momentum are 0 and betas[1] is 1) raise if changed once there is a state.
-    Alternatively `config`, any `shampoo_fn.Config`, says everything; groups then have `lr` and `maximize` alone.
-    `distributed`, a `Placement`, spreads the work over processes.
+    Alternatively `config`, any `shampoo_fn.Config`, says everything; groups then have `lr`, `maximize` and `compile` alone.
+    `distributed` spreads the work over processes: a `Distribution`, such as `distributed.Scattered()`.
 
     `state[p]` is a dict of named tensors, see `entries.py`. Name the parameters (`model.named_parameters()`) and embeddings
     are recognised by `diagonal`. Raises ValueError with the option's name, value and what is allowed.
@@ -43,27 +45,30 @@ class Shampoo(Optimizer):
         lr: float | Tensor | None = None,
         *,
         config: Config | None = None,
-        distributed: Placement | None = None,
+        distributed: Distribution | None = None,
         **options: Unpack[Options],
     ) -> None:
-        known = DEFAULTS if config is None else {"lr": _initial_rate(config), "maximize": False}
+        known = DEFAULTS if config is None else {"lr": _initial_rate(config), "maximize": False, "compile": False}
         for name in options:
             if name not in known:
                 where = "with config= the config says it" if config and name in DEFAULTS else f"known are {', '.join(known)}"
                 raise TypeError(f"Shampoo got an unknown option {name!r}: {where}")
         given = {**options, **({} if lr is None else {"lr": lr})}
         if distributed is not None:
-            self.__dict__[PLACEMENT] = distributed
+            proper = callable(getattr(distributed, "place", None))
+            require(proper, "distributed", distributed, "None or a Distribution, such as shampoo_optim.distributed.Scattered()")
+            self.__dict__[DISTRIBUTION] = distributed
         super().__init__(params, plain(known | given) | ({} if config is None else {"config": config}))
 
     @classmethod
-    def like(cls, optimizer: Optimizer, **options: Unpack[Options]) -> "Shampoo":
+    def like(cls, optimizer: Optimizer, *, distributed: Distribution | None = None, **options: Unpack[Options]) -> "Shampoo":
         """A Shampoo in place of an SGD, Adagrad, RMSprop, Adam or AdamW: its parameters and groups, grafted from it.
 
         Same lr, betas, eps and weight decay; other `options` as in the constructor. See `migrate.py`.
         """
         given = plain(options)
-        return cls([group | {k: v for k, v in given.items() if k in DEFAULTS} for group in options_like(optimizer)], **options)
+        groups = [group | {k: v for k, v in given.items() if k in DEFAULTS} for group in options_like(optimizer)]
+        return cls(groups, distributed=distributed, **options)
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Add parameters with options of their own; as in torch.optim, at any time."""
@@ -90,9 +95,9 @@ class Shampoo(Optimizer):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        with torch.no_grad():
+        with torch.no_grad(), self.placement.together():
             works = list(self._works())
-            step(works, self._placement)
+            step(works, self.placement)
             for work in works:
                 work.storage.let_go()
         return loss
@@ -100,11 +105,16 @@ class Shampoo(Optimizer):
     def _works(self) -> Iterator[Work]:
         for number, group in enumerate(self.param_groups):
             for storage, params in self.storages(number, group):
-                yield self._placement.work(storage, params, maximize=group["maximize"])
+                yield self.placement.work(storage, params, maximize=group["maximize"])
 
     @property
-    def _placement(self) -> Placement:
-        placement: Placement = self.__dict__.get(PLACEMENT) or Local()
+    def placement(self) -> Placement:
+        """Where the work of this optimizer is done."""
+        if DISTRIBUTION not in self.__dict__:
+            return Local()
+        if PLACEMENT not in self.__dict__:
+            self.__dict__[PLACEMENT] = self.__dict__[DISTRIBUTION].place(self.param_groups)
+        placement: Placement = self.__dict__[PLACEMENT]
         return placement
 
     def storages(self, number: int, group: dict[str, Any]) -> Iterator[tuple[Storage, list[Tensor]]]:
@@ -123,15 +133,24 @@ class Shampoo(Optimizer):
         storage = storages.get((number, device))
         if storage is None or not storage.current(params, states, key):
             place = {p: i for i, p in reversed(list(enumerate(group["params"])))}
-            named = {_name(group, number, place[p]): p for p in params}
+            named = {parameter_name(group, number, place[p]): p for p in params}
             if storage is not None and any(states):
                 storage.check_shape(group)
-            storage = storages[number, device] = self._placement.storage(named, states, group, self._base, key)
+            storage = storages[number, device] = self.placement.storage(named, states, group, self._base, key)
         return storage
 
     @property
     def _base(self) -> Config | None:
         return self.defaults.get("config")
+
+    def state_dict(self) -> dict[str, Any]:
+        """Groups and state, as in torch.optim. Where the state is sharded, every rank must call it: see `distributed/`."""
+        own = self.state
+        self.state = type(own)(dict, self.placement.shown(own, self._base))
+        try:
+            return super().state_dict()
+        finally:
+            self.state = own
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Take over groups and state of a checkpoint: copied, on the devices of the parameters, in the dtypes they have.
@@ -147,9 +166,10 @@ class Shampoo(Optimizer):
         owners = dict(zip(_members(saved), _members(groups), strict=True))
         state: dict[Any, Any] = {}
         for key, value in state_dict["state"].items():
-            state[owners.get(key, key)] = loaded_state(value, owners[key]) if key in owners else deepcopy(value)
-        for number, group in enumerate(groups):
-            check_loaded(group, state, self._base, partial(_name, group, number))
+            state[owners.get(key, key)] = value if key in owners else deepcopy(value)
+        loaded = {param: state[param] for param in owners.values() if param in state}
+        kept = self.placement.kept(groups, loaded, self._base)
+        state |= {param: loaded_state(held, param) for param, held in kept.items()}
         fresh = type(self.state)(dict, state)
         self.__setstate__({"state": fresh, "param_groups": groups})
         for after in self._optimizer_load_state_dict_post_hooks.values():
@@ -158,12 +178,14 @@ class Shampoo(Optimizer):
     def __getstate__(self) -> dict[str, Any]:
         # tensors of their own: a view would be pickled together with the whole stack that it belongs to
         state = {p: {k: v.clone() for k, v in held.items()} for p, held in self.state.items()}
-        return super().__getstate__() | {"state": type(self.state)(dict, state)}
+        kept = {DISTRIBUTION: self.__dict__[DISTRIBUTION]} if DISTRIBUTION in self.__dict__ else {}
+        return super().__getstate__() | {"state": type(self.state)(dict, state)} | kept
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
         self.defaults.pop("differentiable", None)  # torch's own; none of our options
         self.__dict__.pop(CACHE, None)
+        self.__dict__.pop(PLACEMENT, None)
         for group in self.param_groups:
             for name, value in self.defaults.items():
                 if name != "config":
@@ -173,11 +195,6 @@ class Shampoo(Optimizer):
 def _initial_rate(config: Config) -> Any:
     rate = rate_of(config)
     return 1.0 if callable(rate) else rate
-
-
-def _name(group: Mapping[str, Any], number: int, index: int) -> str:
-    names = group.get("param_names")
-    return str(names[index]) if names else f"group{number}.param{index}"
 
 
 def _members(groups: Iterable[Mapping[str, Any]]) -> Iterator[Any]:

@@ -5,12 +5,11 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
-from shampoo_fn.lift import Blocks, Changes, accumulate_stack, guarded, norms_of_stack, precondition_stack
-from shampoo_fn.state import BlockState
-from shampoo_fn.tree import changed
+from shampoo_fn.lift import Blocks, guarded, norms_of_stack
 from shampoo_optim.chunks import Chunk
 from shampoo_optim.placement import Placement
 from shampoo_optim.refreshing import count
+from shampoo_optim.walks import walks
 from shampoo_optim.work import Work
 
 
@@ -36,14 +35,15 @@ def _both(work: Work) -> None:
         return
     for chunk in work.chunks:
         blocks = blocks_of(work, chunk)
-        _write(chunk.state, accumulate_stack(chunk.stack, work.storage.config, chunk.state, blocks))
+        walks(work.storage, chunk).accumulate(chunk.stack, work.storage.config, chunk.state, blocks)
         _move(work, chunk, blocks, None)
     count(work.storage, work.chunks)
 
 
 def _accumulate(work: Work) -> None:
     for chunk in work.chunks:
-        _write(chunk.state, accumulate_stack(chunk.stack, work.storage.config, chunk.state, blocks_of(work, chunk)))
+        blocks = blocks_of(work, chunk)
+        walks(work.storage, chunk).accumulate(chunk.stack, work.storage.config, chunk.state, blocks)
     count(work.storage, work.chunks)
 
 
@@ -57,9 +57,8 @@ def _precondition(work: Work) -> None:
 
 
 def _move(work: Work, chunk: Chunk, blocks: Blocks, norms: Tensor | None) -> None:
-    updates, new = precondition_stack(chunk.stack, work.storage.config, chunk.state, blocks, norms)
-    _write(chunk.state, new)
-    work.sink.add(chunk, updates)
+    precondition = walks(work.storage, chunk).precondition
+    work.sink.add(chunk, precondition(chunk.stack, work.storage.config, chunk.state, blocks, norms))
 
 
 def blocks_of(work: Work, chunk: Chunk) -> Blocks:
@@ -79,7 +78,3 @@ def _norms(work: Work) -> Mapping[str, Tensor]:
         for tile, part in zip(chunk.tiles, squared.split([tile.region.size for tile in chunk.tiles]), strict=True):
             totals[tile.name] = totals.get(tile.name, 0) + part.sum(0)
     return totals
-
-
-def _write(state: BlockState, new: Changes) -> None:
-    changed(state, new, lambda before, after: before.copy_(after))

@@ -4,7 +4,7 @@ It is a cache. Everything in it follows from the parameters, the options and `st
 as a tensor there, its dict, the set of parameters or an option has been replaced; steps write through it into `state[p]`.
 """
 
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from operator import is_
 from typing import Any
 
@@ -18,8 +18,29 @@ from shampoo_fn.state import check_tensor
 from shampoo_fn.tracing import is_traced
 from shampoo_fn.validate import require
 from shampoo_optim.chunks import SMALLEST_LIMIT, Chunk, chunks, tiles
-from shampoo_optim.configuration import Dials, configured, constant, shape, values
+from shampoo_optim.configuration import Dials, backend, configured, constant, shape, values
 from shampoo_optim.entries import as_tensor, check_entries, entries
+
+Begin = Callable[[Mapping[str, Tensor], Config], tuple[Layout, State]]
+"""The plan of the blocks of some parameters, or of those that this process holds of them, and their first state."""
+
+
+def whole(params: Mapping[str, Tensor], config: Config) -> tuple[Layout, State]:
+    """All blocks."""
+    check_undivided(params)
+    state = init_state(params, config)
+    return layout(state.templates, config), state
+
+
+def check_undivided(params: Mapping[str, Tensor]) -> None:
+    """Refuse a DTensor, whose matrices this process has only a part of, by name."""
+    for name, param in params.items():
+        if hasattr(param, "device_mesh"):
+            raise TypeError(
+                f"parameter {name!r} is a DTensor: choose Shampoo(..., distributed=FullySharded('exact')), which brings whole "
+                "blocks together and steps as one process does, or FullySharded('local'), another algorithm in which each "
+                "shard is a matrix of its own, without communication"
+            )
 
 
 class Storage:
@@ -32,13 +53,14 @@ class Storage:
         group: Mapping[str, Any],
         base: Config | None,
         key: Hashable,
+        begin: Begin = whole,
     ) -> None:
         self.key, self.names, self.params = key, list(params), list(params.values())
-        self.shape = shape(group)
+        self.shape, self.backend = shape(group), backend(group)
+        self.graphs: dict[str, Any] = {}  # by stack, see `walks.py`
         self.dials = _dials(group, self.params[0].device)
         self.config = configured(group, base, self.dials)
-        self.state: State = init_state(params, self.config)
-        self.plan: Layout = layout(self.state.templates, self.config)
+        self.plan, self.state = begin(params, self.config)
         self.descriptions = [_description(param) for param in self.params]
         self._adopt(states)
         # steps on the host where reading them each time would wait for the device; None where they cannot be read at all

@@ -52,7 +52,12 @@ def local_work(storage: Storage, params: Sequence[Tensor], *, maximize: bool) ->
     """The step of these parameters, one for each of the storage's names, here."""
     named = dict(zip(storage.names, params, strict=True))
     grads = {name: param.grad for name, param in named.items() if param.grad is not None}
+    return work_on(storage, named, grads, maximize=maximize)
+
+
+def work_on(storage: Storage, named: Mapping[str, Tensor], grads: Mapping[str, Tensor], *, maximize: bool) -> Work:
+    """The step of tensors that are at hand."""
     storage.check_grads(grads)
     merged = storage.plan.merged
     chunks = storage.chunks(grads)
-    return Work(storage, chunks, Whole(grads, merged), Whole(named, merged), Writer(storage.plan, named), maximize)
+    return Work(storage, chunks, Whole(grads, merged), Whole(named, merged), Writer(merged, named), maximize)

@@ -1,39 +1,42 @@
 """Updates into parameters, in place, whatever their strides."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 import torch
 from torch import Tensor
 
-from shampoo_fn.blocking import put_back
-from shampoo_fn.layout import Layout
-from shampoo_optim.chunks import Chunk, Tile
+from shampoo_fn.blocking import Region, put_back
+from shampoo_optim.chunks import Chunk
 
 
 class Writer:
     """Adds the updates of chunks to parameters: `add` each chunk, then `finish`."""
 
-    def __init__(self, plan: Layout, params: Mapping[str, Tensor]) -> None:
-        self._plan, self._params = plan, params
+    def __init__(self, merged: Mapping[str, tuple[int, ...]], params: Mapping[str, Tensor]) -> None:
+        self._merged, self._params = merged, params
         self._gathered: dict[str, Tensor] = {}  # whole updates of parameters that cannot be viewed in their merged shape
 
     def add(self, chunk: Chunk, updates: Tensor) -> None:
         """Add the updates [slots, *block] of a chunk."""
         if all(tile.whole for tile in chunk.tiles):
             torch._foreach_add_([self._params[tile.name] for tile in chunk.tiles], list(updates.unbind()))
-            return
+        else:
+            self.put([(tile.name, tile.region) for tile in chunk.tiles], updates)
+
+    def put(self, regions: Iterable[tuple[str, Region]], updates: Tensor) -> None:
+        """Add the updates [slots, *block] of the blocks of some regions of parameters."""
+        regions = list(regions)
         targets, added = [], []
-        for tile, part in zip(chunk.tiles, updates.split([tile.region.size for tile in chunk.tiles]), strict=True):
-            shape = [count * n for count, n in zip(tile.region.counts, tile.region.block, strict=True)]
-            joined = put_back([part], (tile.region,), tuple(shape))
-            param = self._params[tile.name]
+        for (name, region), part in zip(regions, updates.split([region.size for _, region in regions]), strict=True):
+            shape = [count * n for count, n in zip(region.counts, region.block, strict=True)]
+            joined = put_back([part], (region,), tuple(shape))
+            param = self._params[name]
             if param.is_contiguous():
-                targets.append(_part(param.view(self._plan.merged[tile.name]), tile))
+                targets.append(_part(param.view(self._merged[name]), region))
                 added.append(joined)
             else:
-                merged = self._plan.merged[tile.name]
-                update = self._gathered.setdefault(tile.name, joined.new_empty(merged))
-                _part(update, tile).copy_(joined)
+                update = self._gathered.setdefault(name, joined.new_empty(self._merged[name]))
+                _part(update, region).copy_(joined)
         if targets:
             torch._foreach_add_(targets, added)
 
@@ -44,7 +47,7 @@ class Writer:
             param.add_(update.reshape(param.shape))
 
 
-def _part(tensor: Tensor, tile: Tile) -> Tensor:
-    for dim, (start, count, n) in enumerate(zip(*tile.region, strict=True)):
+def _part(tensor: Tensor, region: Region) -> Tensor:
+    for dim, (start, count, n) in enumerate(zip(*region, strict=True)):
         tensor = tensor.narrow(dim, start, count * n)
     return tensor

@@ -57,7 +57,7 @@ OPTIONS = {**BUSY, "staggered": False}
 
 
 def test_the_table_is_complete() -> None:
-    assert {*AT_ONCE, *RAISES, "nonfinite", *ONLY_WITH} == DEFAULTS.keys()
+    assert {*AT_ONCE, *RAISES, "nonfinite", "compile", *ONLY_WITH} == DEFAULTS.keys()
 
 
 @pytest.mark.parametrize("option", [*AT_ONCE, *ONLY_WITH])
@@ -165,6 +165,10 @@ def test_names_configure_everything() -> None:
 def test_a_config_says_everything_but_lr() -> None:
     params = list(parameters().values())
     optimizer = Shampoo(params, config=shampoo(0.25), maximize=True)
-    assert {k: v for k, v in optimizer.param_groups[0].items() if k != "params"} == {"lr": 0.25, "maximize": True}
+    assert {k: v for k, v in optimizer.param_groups[0].items() if k != "params"} == {
+        "lr": 0.25,
+        "maximize": True,
+        "compile": False,
+    }
     with pytest.raises(TypeError, match="the config says it"):
         Shampoo(params, config=shampoo(), momentum=0.9)

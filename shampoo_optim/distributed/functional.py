@@ -1,0 +1,114 @@
+"""Scattered roots for the functional optimizer: `update(grads, state, config, params, solve=scattered())`."""
+
+import warnings
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from shampoo_fn.cadence import Cadence
+from shampoo_fn.roots.solver import Roots, wide_dtype
+from shampoo_fn.solve import Job, batched
+from shampoo_fn.symmetric import packed_shape, unpacked
+from shampoo_fn.tracing import is_traced
+from shampoo_fn.transform import RootSpec
+from shampoo_optim.distributed.agreement import check_same, digest
+from shampoo_optim.distributed.assignment import assigned
+from shampoo_optim.distributed.exchange import HEADER, Seating, header, read
+from shampoo_optim.distributed.peers import Peers
+from shampoo_optim.distributed.solving import Ask, solve_into
+from shampoo_optim.distributed.tiles import Block, Tile
+from shampoo_optim.distributed.units import tile_size
+
+LIMIT = 2**22  # elements of factors that are solved together
+NO_TURN = Cadence()  # all jobs are due now
+
+
+@dataclass(frozen=True)
+class scattered:  # used as a function of its options, like the `batched` that it stands for
+    """A `solve` of which each rank of a process group does a part; the ranks' gradients, hence their jobs, are the same.
+
+    process_group: None for the default one; with one rank or without a group it is `batched`. dtype: that roots travel in,
+    None for their own, which leaves their bits. A refresh is two collectives: 32 bytes that say whether all ranks have the same
+    jobs, then the roots. Raises RuntimeError on every rank where they have not, naming rank and parameter; ValueError under
+    tracing.
+    """
+
+    process_group: dist.ProcessGroup | None = None
+    dtype: torch.dtype | None = None
+
+    def __call__(self, jobs: Sequence[Job]) -> list[Roots]:
+        """Roots of each job, in order."""
+        peers = Peers.of(self.process_group)
+        if any(is_traced(job.factors) for job in jobs):
+            raise ValueError(
+                "scattered() under tracing: ranks cannot exchange values there; compile accumulate(...) and precondition(...), "
+                "and call refresh(state, config, solve=scattered()) between them outside the compiled code"
+            )
+        if peers.size == 1 or not jobs:
+            return batched(jobs)
+        cuts = [(index, rows) for index, job in enumerate(jobs) for rows in _rows(job)]
+        tiles = [_tile(jobs[index], rows) for index, rows in cuts]
+        owners = assigned([tile.cost for tile in tiles], peers.size)
+        device = peers.device(jobs[0].factors.device)
+        _check(peers, jobs, owners, device)
+        seating = Seating.of(tiles, owners, peers.size, self.dtype)
+        mine = [Ask(k, list(range(len(tiles[k].blocks))), _part(jobs[index], rows)) for k, (index, rows) in enumerate(cuts)]
+        segment = seating.empty(device)
+        said = solve_into(
+            segment, seating, [ask for ask, owner in zip(mine, owners, strict=True) if owner == peers.rank], LIMIT
+        )
+        segment[:HEADER] = header(b"", said).to(device)
+        received = peers.gather(segment)()
+        _warn(received)
+        found: list[list[Roots]] = [[] for _ in jobs]
+        for number, (index, _) in enumerate(cuts):
+            found[index].append(_roots(seating, received, number, jobs[index]))
+        return [Roots(*(torch.cat(parts) for parts in zip(*each, strict=True))) for each in found]
+
+
+def _rows(job: Job) -> Iterator[slice]:
+    n, full = job.factors.shape[-1], job.factors.dim() == 3
+    size = tile_size(RootSpec(n, full, job.exponent, job.solver))
+    return (slice(first, min(first + size, len(job.factors))) for first in range(0, len(job.factors), size))
+
+
+def _tile(job: Job, rows: slice) -> Tile:
+    n, full = job.factors.shape[-1], job.factors.dim() == 3
+    blocks = tuple(Block(job.owners[row], 0, row) for row in range(rows.start, rows.stop))
+    cost = float(len(blocks) * n ** (3 if full else 1))
+    return Tile(job.name, blocks, packed_shape(n) if full else (n,), full, job.factors.dtype, cost, 0, NO_TURN)
+
+
+def _part(job: Job, rows: slice) -> Job:
+    return job._replace(owners=job.owners[rows], factors=job.factors[rows], boost=job.boost[rows])
+
+
+def _roots(seating: Seating, received: Tensor, number: int, job: Job) -> Roots:
+    row = received[seating.rooms[number].owner]
+    travelled = seating.roots(row, number).to(job.factors.device, job.factors.dtype)
+    residuals = seating.residuals(row, number).to(job.factors.device, wide_dtype(job.factors))
+    return Roots(unpacked(travelled) if seating.tiles[number].full else travelled, residuals)
+
+
+def _check(peers: Peers, jobs: Sequence[Job], owners: Sequence[int], device: torch.device) -> None:
+    def describe() -> dict[str, dict[str, str]]:
+        by_owner: dict[str, dict[str, str]] = {}
+        for job in jobs:
+            kind = f"{tuple(job.factors.shape[1:])}, {job.factors.dtype}, exponent {job.exponent:g}, {job.solver}"
+            for owner in job.owners:
+                held = by_owner.setdefault(f"parameter {owner!r}", {"factors": ""})
+                held["factors"] += f"{job.name}: {kind}; "
+        return by_owner
+
+    sent = torch.tensor(list(digest((describe(), list(owners)))), dtype=torch.uint8, device=device)
+    check_same(peers, [bytes(row.tolist()) for row in peers.gather(sent)()], describe)
+
+
+def _warn(received: Tensor) -> None:
+    for rank, segment in enumerate(received[:, :HEADER].cpu()):
+        said = read(segment)[1]
+        if said:
+            warnings.warn(f"rank {rank} found no inverse root: {said}; the previous one is kept", RuntimeWarning, stacklevel=3)

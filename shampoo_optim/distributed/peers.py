@@ -1,0 +1,102 @@
+"""The processes that share the work: who they are, and how bytes get from each to all."""
+
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple, Self
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+
+class OfGroup:
+    """A distribution with a `process_group`: the ranks of one run, which is neither copied nor saved with an optimizer."""
+
+    process_group: dist.ProcessGroup | None
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Self:
+        return self  # a process group has no copy: both optimizers work with the same ranks
+
+    def __getstate__(self) -> dict[str, Any]:
+        if self.process_group is not None:
+            raise TypeError(
+                f"a process group cannot be pickled, and so cannot an optimizer with {type(self).__name__}(process_group): "
+                f"save optimizer.state_dict(), or use {type(self).__name__}(), which finds the default group where it is loaded"
+            )
+        return dict(self.__dict__)
+
+
+class Peers(NamedTuple):
+    """The ranks of a process group, or this process alone."""
+
+    group: dist.ProcessGroup | None
+    rank: int
+    size: int
+    backends: str  # of the group, by device type: "cpu:gloo,cuda:nccl"
+
+    @staticmethod
+    def of(process_group: dist.ProcessGroup | None) -> "Peers":
+        """The ranks of this group, of the default group for None, or this process alone where there is none.
+
+        Raises ValueError on a process that is not a member.
+        """
+        if not dist.is_available() or not dist.is_initialized():
+            return Peers(None, 0, 1, "")
+        group = process_group or dist.group.WORLD
+        rank = dist.get_rank(group)
+        if group is None or rank < 0:
+            raise ValueError("process_group: this process is not a member; pass a group that it belongs to, or None for all")
+        return Peers(group, rank, dist.get_world_size(group), dist.get_backend_config(group))
+
+    def device(self, wanted: torch.device) -> torch.device:
+        """Where bytes from `wanted` set out: there, if the group has a backend for it that is not gloo, else the CPU."""
+        backends = dict(pair.split(":") for pair in self.backends.split(",") if pair)
+        return wanted if backends.get(wanted.type, "gloo") != "gloo" else torch.device("cpu")
+
+    def gather(self, mine: Tensor) -> Callable[[], Tensor]:
+        """Start to bring `mine`, as many bytes on every rank, to all; what is returned waits for the rows [size, bytes].
+
+        Raises RuntimeError, now or there, if a rank has ended or did not come within the group's timeout.
+        """
+        if self.group is None:
+            return lambda: mine[None]
+        everything = mine.new_empty((self.size, *mine.shape))
+        # torch 2.13 has the one name and warns of the other, torch 2.8 has the other alone
+        all_gather = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
+        handle = _named(lambda: all_gather(everything.flatten(), mine, self.group, async_op=True))
+
+        def arrived() -> Tensor:
+            _named(handle.wait)
+            return everything
+
+        return arrived
+
+    def trade(self, mine: Tensor, sizes: Sequence[int], theirs: Sequence[int]) -> Tensor:
+        """Bytes for each rank, `sizes` of them in order, to that rank; the bytes that all ranks have for this one, `theirs`."""
+        incoming = mine.new_empty(sum(theirs))
+        if self.group is None:
+            return incoming.copy_(mine)
+        _named(lambda: dist.all_to_all_single(incoming, mine, list(theirs), list(sizes), self.group))
+        return incoming
+
+    def gather_objects(self, mine: Any) -> list[Any]:
+        """Any picklable value of each rank: for error messages."""
+        if self.group is None:
+            return [mine]
+        everything: list[Any] = [None] * self.size
+        _named(lambda: dist.all_gather_object(everything, mine, self.group))
+        return everything
+
+
+class RanksLost(RuntimeError):
+    """Another rank has ended, or did not come: no collective will succeed any more."""
+
+
+def _named(call: Callable[[], Any]) -> Any:
+    try:
+        return call()
+    except RuntimeError as error:  # of the backend: a closed connection, its timeout
+        raise RanksLost(
+            "the ranks could not exchange what they computed: one of them has ended, or did not take part within the timeout "
+            "of the process group. Every rank must call step() equally often. Parameters are as they were before this step; "
+            f"start again from the last checkpoint, with any number of ranks. The backend says: {error}"
+        ) from error

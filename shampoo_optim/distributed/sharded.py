@@ -1,0 +1,155 @@
+"""Replicated parameters, sharded state (ZeRO stage 1): each rank owns blocks, and computes their updates for all.
+
+A rank holds statistics, roots and momenta of its own blocks only. Gradients are the same on all ranks (DDP). At each step it
+computes the updates of its blocks, and one all-gather brings those of all ranks to every rank. Parameters take the updates that
+travelled, the owner's own included, so that they are the same to the bit everywhere.
+Rajbhandari et al. 2020, arXiv 1910.02054, section 5.1; Anil et al. 2020, arXiv 2002.09018, spread blocks in this way.
+"""
+
+from collections.abc import Hashable, Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import Any
+from weakref import WeakKeyDictionary
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch.distributed.device_mesh import DeviceMesh
+from torch.optim import Optimizer
+
+from shampoo_fn import Config, batched
+from shampoo_fn.layout import layout
+from shampoo_fn.validate import require
+from shampoo_optim.distributed.joint import STATUS, check_statuses, together
+from shampoo_optim.distributed.outline import Outbox, Outline, outlines, size_of
+from shampoo_optim.distributed.ownership import Ownership
+from shampoo_optim.distributed.peers import OfGroup, Peers
+from shampoo_optim.distributed.shares import Shares, shares
+from shampoo_optim.placement import Groups, Local, Placement, States
+from shampoo_optim.refreshing import may_be_due, refresh
+from shampoo_optim.storage import Storage, check_undivided
+from shampoo_optim.work import Whole, Work, local_work
+from shampoo_optim.writing import Writer
+
+
+@dataclass(frozen=True)
+class Sharded(OfGroup):
+    """The state is spread over the ranks of a process group.
+
+    process_group: None is the default group; without one, or with one rank, it is the optimizer of one process.
+    dtype: that updates travel in. None is that of the parameters, which rounds nothing; bfloat16 halves the traffic of float32
+        ones, and every rank, the owner included, then uses the rounded update.
+
+    Every rank calls `step`, `state_dict` and `load_state_dict` equally often, with gradients that are the same on all of them.
+    """
+
+    process_group: dist.ProcessGroup | None = None
+    dtype: torch.dtype | None = None
+
+    def __post_init__(self) -> None:
+        floating = self.dtype is None or (isinstance(self.dtype, torch.dtype) and self.dtype.is_floating_point)
+        require(floating, "dtype", self.dtype, "a floating dtype or None")
+
+    def place(self, groups: Groups) -> Placement:
+        peers = Peers.of(self.process_group)
+        return OwnBlocks(groups, peers, self.dtype) if peers.size > 1 else Local()
+
+    def plan(self, optimizer: Optimizer, ranks: int | None = None) -> list[Ownership]:
+        """Who owns what of each parameter group, at what cost: print them. ranks: None for those of the process group."""
+        base: Config | None = optimizer.defaults.get("config")
+        size = Peers.of(self.process_group).size if ranks is None else ranks
+        return [share.ownership for share in shares(optimizer.param_groups, base, size)]
+
+
+class OwnBlocks:
+    """The blocks of this rank here, and the all-gather of updates."""
+
+    def __init__(self, groups: Groups, peers: Peers, dtype: torch.dtype | None) -> None:
+        self._groups, self._peers, self._dtype = groups, peers, dtype
+        self._shares = Shares(groups, peers)
+        self._known: WeakKeyDictionary[Storage, dict[tuple[str, ...], Sequence[Outline]]] = WeakKeyDictionary()
+        self._boxes: Sequence[Outbox] = ()  # of the present step, until they have been sent
+        self._failure: Exception | None = None
+
+    def storage(
+        self,
+        params: Mapping[str, Tensor],
+        states: Sequence[dict[str, Any]],
+        group: Mapping[str, Any],
+        base: Config | None,
+        key: Hashable,
+    ) -> Storage:
+        check_undivided(params)
+        return self._shares.storage(params, states, group, base, key)
+
+    def work(self, storage: Storage, params: Sequence[Tensor], *, maximize: bool) -> Work:
+        named = dict(zip(storage.names, params, strict=True))
+        present = [name for name, param in named.items() if param.grad is not None]
+        sink = Outbox(self._outlines(storage, tuple(present)), self._peers.rank, params[0].device)
+        try:
+            return local_work(storage, params, maximize=maximize)._replace(sink=sink)
+        except (
+            TypeError,
+            FloatingPointError,
+        ) as error:  # of a gradient, of this rank's perhaps only: raised once all are waited for
+            self._failure = error
+            return Work(storage, (), Whole({}, {}), Whole(named, storage.plan.merged), sink, maximize)
+
+    def due(self, works: Sequence[Work]) -> bool:
+        self._boxes = [box for work in works if isinstance(box := work.sink, Outbox)]
+        if self._failure is not None:
+            raise self._failure
+        return any(may_be_due(work.storage, work.chunks) for work in works)
+
+    def refresh(self, works: Sequence[Work]) -> None:
+        for work in works:
+            refresh(work.storage, work.chunks, batched)
+
+    def finish(self, works: Sequence[Work]) -> None:
+        boxes, received = self._boxes, self._gathered(None)
+        for work, box, rows in zip(works, boxes, received, strict=True):
+            assert isinstance(work.params, Whole)
+            writer = Writer(work.storage.plan.merged, work.params.tensors)
+            for outline, row in zip(box.outlines, rows, strict=True):
+                for span in outline:
+                    writer.put(span.regions, span.of(row))
+            writer.finish()
+
+    def together(self) -> AbstractContextManager[None]:
+        self._boxes, self._failure = (), None
+        return together(self._peers, self._groups, self._gathered)
+
+    def shown(self, states: States, base: Config | None) -> States:
+        return self._shares.shown(states, base, self._mesh())
+
+    def kept(self, groups: Groups, states: States, base: Config | None) -> States:
+        return self._shares.kept(groups, states, base, self._mesh())
+
+    def _mesh(self) -> DeviceMesh:
+        assert self._peers.group is not None
+        return DeviceMesh.from_group(self._peers.group, self._groups[0]["params"][0].device.type)
+
+    def _outlines(self, storage: Storage, present: tuple[str, ...]) -> Sequence[Outline]:
+        known = self._known.get(storage, {})
+        if present not in known:
+            plan = layout(storage.state.templates, storage.config)
+            known = {present: outlines(plan, self._shares.of(storage).runs, present, self._peers.size, self._dtype)}
+            self._known[storage] = known  # the last one only: there may be many
+        return known[present]
+
+    def _gathered(self, failure: Exception | None) -> Sequence[Sequence[Tensor]]:
+        """The buffers of all ranks, for each of the boxes of this step."""
+        boxes, self._boxes = self._boxes, ()
+        if not boxes:
+            return ()  # on all ranks alike
+        buffers = [box.buffer for box in boxes]
+        device = self._peers.device(buffers[0].device)
+        sizes = [[size_of(box.outlines[rank]) for box in boxes] for rank in range(self._peers.size)]
+        outgoing = torch.zeros(STATUS + max(map(sum, sizes)), dtype=torch.uint8, device=device)
+        outgoing[0] = failure is not None
+        outgoing[STATUS : STATUS + sum(sizes[self._peers.rank])] = torch.cat([buffer.to(device) for buffer in buffers])
+        received = self._peers.gather(outgoing)()
+        check_statuses(self._peers, received[:, 0], failure)
+        rows = [row[STATUS : STATUS + sum(own)].split(own) for row, own in zip(received, sizes, strict=True)]
+        return [[row[i].to(box.buffer.device) for row in rows] for i, box in enumerate(boxes)]

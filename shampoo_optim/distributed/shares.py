@@ -1,0 +1,116 @@
+"""What each rank holds of an optimizer whose state is sharded: stacked state of its own blocks, and how checkpoints see it."""
+
+from collections.abc import Hashable, Iterator, Mapping, Sequence
+from functools import partial
+from typing import Any, NamedTuple
+from weakref import WeakKeyDictionary
+
+import torch
+from torch import Tensor
+from torch.distributed.device_mesh import DeviceMesh
+from torch.distributed.tensor import DTensor
+
+from shampoo_fn import Config, State
+from shampoo_fn.layout import Layout, layout, restricted
+from shampoo_fn.state import initial
+from shampoo_optim.configuration import configured, values
+from shampoo_optim.distributed.checkpoint import entries_of, kept, shown
+from shampoo_optim.distributed.ownership import Ownership, owned
+from shampoo_optim.distributed.peers import Peers
+from shampoo_optim.loading import check_states
+from shampoo_optim.naming import parameter_name
+from shampoo_optim.placement import Groups, States
+from shampoo_optim.storage import Storage
+
+
+class Share(NamedTuple):
+    """Who owns what of a group."""
+
+    plan: Layout  # of all its parameters, whether they have a gradient or not
+    ownership: Ownership
+
+
+class Shares:
+    """Who owns what of all groups, as seen by one rank."""
+
+    def __init__(self, groups: Groups, peers: Peers) -> None:
+        self._groups, self._peers = groups, peers
+        self._of: WeakKeyDictionary[Storage, Ownership] = WeakKeyDictionary()
+
+    def of(self, storage: Storage) -> Ownership:
+        """Who owns what of the group of a storage."""
+        return self._of[storage]
+
+    def storage(
+        self,
+        params: Mapping[str, Tensor],
+        states: Sequence[dict[str, Any]],
+        group: Mapping[str, Any],
+        base: Config | None,
+        key: Hashable,
+    ) -> Storage:
+        """The stacked state of the blocks of some parameters that this rank owns."""
+        number = next(number for number, each in enumerate(self._groups) if each is group)
+        share = shares(self._groups, base, self._peers.size)[number]
+        blocks = share.ownership.kept(self._peers.rank)
+        storage = Storage(params, states, group, base, key, partial(own_blocks, kept=blocks))
+        self._of[storage] = share.ownership
+        return storage
+
+    def shown(self, states: States, base: Config | None, mesh: DeviceMesh) -> States:
+        """All entries of every parameter that has a state. Collective."""
+        found = dict(states)
+        for share, name, param in self._members(self._groups, base):
+            if states.get(param):
+                found[param] = shown(states[param], entries_of(name, *share), self._peers, mesh)
+        return found
+
+    def kept(self, groups: Groups, states: States, base: Config | None, mesh: DeviceMesh) -> States:
+        """Of all entries, those of the blocks that this rank owns. Collective."""
+        check_states(groups, states, base)
+        found = dict(states)
+        for share, name, param in self._members(groups, base):
+            if states.get(param):
+                found[param] = kept(states[param], entries_of(name, *share), self._peers, mesh)
+        return found
+
+    def _members(self, groups: Groups, base: Config | None) -> Iterator[tuple[Share, str, Tensor]]:
+        for number, (group, share) in enumerate(zip(groups, shares(groups, base, self._peers.size), strict=True)):
+            for name, param in named(group, number).items():
+                yield share, name, param
+
+
+def shares(groups: Groups, base: Config | None, ranks: int) -> list[Share]:
+    """Who owns what of each group."""
+    plans = [layout(templates(group, n), configured(group, base, values(group))) for n, group in enumerate(groups)]
+    return [Share(*each) for each in zip(plans, owned(plans, ranks), strict=True)]
+
+
+def named(group: Mapping[str, Any], number: int) -> dict[str, Tensor]:
+    """The parameters of a group that have elements, by name."""
+    unique = {param: index for index, param in reversed(list(enumerate(group["params"]))) if param.numel()}
+    return {parameter_name(group, number, index): param for param, index in reversed(unique.items())}
+
+
+def templates(group: Mapping[str, Any], number: int) -> dict[str, Tensor]:
+    """An empty tensor `(0, *shape)` for each of them."""
+    return {name: template(param) for name, param in named(group, number).items()}
+
+
+def template(param: Tensor) -> Tensor:
+    """An empty tensor `(0, *shape)` that tells a parameter's shape, dtype and device."""
+    return torch.empty((0, *param.shape), dtype=param.dtype, device=param.device)
+
+
+def own_blocks(
+    params: Mapping[str, Tensor], config: Config, *, kept: Mapping[tuple[str, int], tuple[int, int]]
+) -> tuple[Layout, State]:
+    """The plan and the first state of some blocks."""
+    empty = {name: template(param) for name, param in params.items()}
+    plan = restricted(layout(empty, config), kept)
+    # of a DTensor the values are elsewhere: as if it were zero. No transform of shampoo_fn begins with anything but the shape
+    near = {
+        n: torch.zeros((), dtype=p.dtype, device=p.device).expand(p.shape) if isinstance(p, DTensor) else p
+        for n, p in params.items()
+    }
+    return plan, initial(empty, plan, near)

@@ -1,0 +1,165 @@
+"""The placement of an optimizer whose roots are taken by several ranks: when they meet, and what they do alone.
+
+At each call of `step`, `due` counts the call and looks up in the timetable which tiles have room in an exchange now. If there
+are any, all ranks meet, whatever their gradients: see `timetable.py` for why nothing else may decide it.
+"""
+
+import warnings
+from collections.abc import Callable, Collection, Hashable, Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager
+from functools import partial
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from shampoo_fn import Config, batched
+from shampoo_fn.checks import check_failures
+from shampoo_optim.distributed.agreement import check_same, steps_described, steps_digest
+from shampoo_optim.distributed.background import Background
+from shampoo_optim.distributed.exchange import Seating
+from shampoo_optim.distributed.flight import Flight
+from shampoo_optim.distributed.peers import Peers
+from shampoo_optim.distributed.register import Register, Share
+from shampoo_optim.distributed.solving import Ask, asks, solve_into
+from shampoo_optim.distributed.tiles import Block, Tile
+from shampoo_optim.placement import Groups, Local, States
+from shampoo_optim.refreshing import refresh_slots
+from shampoo_optim.storage import Storage
+from shampoo_optim.work import Work
+
+
+class Started(NamedTuple):
+    """A refresh on its way, and what will be agreed upon once it has arrived."""
+
+    flight: Flight
+    segment: Tensor
+    solved: Callable[[], str]  # wait for this rank's roots: what a solver that raised had to say
+    digest: bytes
+    share: Share
+
+
+class SharedRoots:
+    """Roots by the ranks that own them, everything else here."""
+
+    def __init__(self, groups: Groups, peers: Peers, dtype: torch.dtype | None, lag: int) -> None:
+        self._groups, self._peers, self._dtype, self._lag = groups, peers, dtype, lag
+        self._here = Local()
+        self._register = Register(peers)
+        self._background = Background()
+        self._call = 0  # of `step`, counted by all ranks alike
+        self._met = 0  # the last call at which a refresh was started
+        self._seats: tuple[list[Tile], list[int]] = [], []  # the tiles that have room in this call's exchange; their owners
+        self._departing: list[Started] = []
+        self._arriving: list[Started] = []
+        self._failing: set[tuple[str, str]] = set()  # parameters and factors
+
+    def storage(
+        self,
+        params: Mapping[str, Tensor],
+        states: Sequence[dict[str, Any]],
+        group: Mapping[str, Any],
+        base: Config | None,
+        key: Hashable,
+    ) -> Storage:
+        return Storage(params, states, group, base, key)
+
+    def work(self, storage: Storage, params: Sequence[Tensor], *, maximize: bool) -> Work:
+        return self._here.work(storage, params, maximize=maximize)
+
+    def finish(self, works: Sequence[Work]) -> None:
+        self._here.finish(works)
+
+    def together(self) -> AbstractContextManager[None]:
+        return self._here.together()
+
+    def shown(self, states: States, base: Config | None) -> States:
+        return self._here.shown(states, base)
+
+    def kept(self, groups: Groups, states: States, base: Config | None) -> States:
+        return self._here.kept(groups, states, base)
+
+    def due(self, works: Sequence[Work]) -> bool:
+        if not _readable(works):
+            return self._here.due(works)
+        self._register.look(works)
+        if not self._call:
+            self._register.begin(self._groups, works, (self._dtype,), self._device(works), lag=self._lag)
+        self._call += 1
+        self._seats = self._register.share.at(self._call)
+        return self._meets or any(map(self._departs, self._departing)) or bool(self._arriving) or self._here.due(works)
+
+    def refresh(self, works: Sequence[Work]) -> None:
+        if not _readable(works):
+            self._here.refresh(works)
+            return
+        for work in works:
+            check_failures(work.storage.plan, work.storage.state, work.storage.config)
+        self._move(works)
+        wanted = self._register.due(works)
+        taken = self._start(works, wanted) if self._meets else ()
+        self._alone(block for block in wanted if block not in taken)
+        self._move(works)
+
+    @property
+    def _meets(self) -> bool:
+        """Whether a refresh is started at this call: roots are due, or the ranks have not compared notes for an interval."""
+        return bool(self._seats[0]) or self._call - self._met >= self._register.share.timetable.pause
+
+    def _start(self, works: Sequence[Work], wanted: Collection[Block]) -> Collection[Block]:
+        """Start a refresh; the blocks that it will bring roots for."""
+        directory = self._register.directory
+        seating = Seating.of(*self._seats, self._peers.size, self._dtype)
+        since = {block: directory.moment(block) for block in wanted} if self._lag else None
+        flight = Flight(self._call, seating, wanted, directory, since)
+        segment = seating.empty(self._device(works))
+        limit = max((work.storage.limit for work in works), default=0)
+        asked: Iterable[Ask] = asks(seating, self._peers.rank, directory, flight.seats, limit)
+        if self._lag > 1:
+            asked = list(asked)  # copies of the factors as they are now
+            solved = self._background.start(partial(solve_into, segment, seating, asked, limit), segment.device)
+        else:
+            solved = partial(str, solve_into(segment, seating, asked, limit))
+        share = self._register.next_share(self._call)
+        self._departing.append(Started(flight, segment, solved, steps_digest(works), share))
+        self._met = self._call
+        return flight.seats
+
+    def _departs(self, started: Started) -> bool:
+        return self._call >= started.flight.call + max(self._lag - 1, 0)
+
+    def _move(self, works: Sequence[Work]) -> None:
+        """Let leave what is to leave at this call, and put into use what is to arrive."""
+        while self._departing and self._departs(self._departing[0]):
+            started = self._departing.pop(0)
+            started.flight.depart(started.segment, self._peers, started.digest, started.solved())
+            self._arriving.append(started)
+        while self._arriving and self._call >= self._arriving[0].flight.call + self._lag:
+            flight, *_, share = self._arriving.pop(0)
+            check_same(self._peers, flight.digests(), partial(steps_described, works))
+            self._register.share = share
+            flight.install(self._register.directory)
+            self._warn(flight)
+
+    def _alone(self, blocks: Iterable[Block]) -> None:
+        """Roots that there is no room for: by every rank itself."""
+        for storage, slots in self._register.directory.grouped(blocks):
+            refresh_slots(storage, slots, batched)
+
+    def _warn(self, flight: Flight) -> None:
+        """Say of each factor of a parameter that its root failed, once until it is found again."""
+        refused = flight.refused()
+        fresh = {factor: reason for factor, reason in refused.items() if factor not in self._failing}
+        tried = {(block.name, path) for block, seats in flight.seats.items() for path in seats} if self._failing else set()
+        self._failing = self._failing - tried | refused.keys()
+        for (name, path), reason in fresh.items():
+            text = f"parameter {name!r}: {reason} found no inverse root of factor {path}; every rank keeps the previous one"
+            warnings.warn(text, RuntimeWarning, stacklevel=2)
+
+    def _device(self, works: Sequence[Work]) -> torch.device:
+        return self._peers.device(works[0].storage.params[0].device if works else torch.device("cpu"))
+
+
+def _readable(works: Sequence[Work]) -> bool:
+    """Whether steps can be read: not of fake tensors, nor on "meta"."""
+    return all(counts is not None for work in works for counts in work.storage.counts.values())

@@ -1,0 +1,54 @@
+"""The units of root work: tiles of equal factors that are due together, cut from the global list of blocks alone.
+
+A root by eigendecomposition differs in its last bits with the matrices that share its batch and with the number of threads. So
+what is solved together must not depend on who solves it: a unit holds the same slots however many ranks there are.
+"""
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+from shampoo_fn.layout import Layout, Stack
+from shampoo_fn.roots.threaded import CHUNK
+from shampoo_fn.transform import RootSpec
+
+
+class Unit(NamedTuple):
+    """Factors of one mode of some slots of a stack, whose roots one rank takes in one batch."""
+
+    stack: str  # its key in the layout
+    path: str  # of the factor, see `Transform.root_specs`
+    turn: int
+    slots: tuple[int, ...]
+    n: int
+    full: bool
+
+    @property
+    def cost(self) -> float:
+        """n^3 for each matrix; a diagonal costs its n elements."""
+        return float(len(self.slots) * self.n ** (3 if self.full else 1))
+
+    @property
+    def elements(self) -> int:
+        """The numbers that the roots are sent as: the packed triangles of matrices, the entries of diagonals."""
+        return len(self.slots) * (self.n * (self.n + 1) // 2 if self.full else self.n)
+
+
+def units(plan: Layout) -> list[Unit]:
+    """The units of a layout, in its order."""
+    return [unit for stack in plan.stacks for unit in _units(stack, plan.turns[stack.key])]
+
+
+def _units(stack: Stack, turns: list[int]) -> Iterator[Unit]:
+    by_turn: dict[int, list[int]] = {}
+    for slot, turn in enumerate(turns):
+        by_turn.setdefault(turn, []).append(slot)
+    for path, spec in stack.transform.root_specs(stack.block).items():
+        size = tile_size(spec)
+        for turn, slots in sorted(by_turn.items()):
+            for first in range(0, len(slots), size):
+                yield Unit(stack.key, path, turn, tuple(slots[first : first + size]), spec.n, spec.full)
+
+
+def tile_size(spec: RootSpec) -> int:
+    """How many factors make a tile: those that one thread solves together, so that a tile is as large as one large matrix."""
+    return max(1, CHUNK // spec.n ** (3 if spec.full else 1))

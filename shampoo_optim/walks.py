@@ -1,0 +1,76 @@
+"""The two walks over a chunk, before and after the roots: a stage of `shampoo_fn.lift`, and writing it back; eager or compiled.
+
+Roots are taken between the two in either case, since whose turn it is only the host can say. In a graph the number of blocks is
+a symbol, so one graph of each walk serves all chunks of a stack, and the last, smaller one (torch makes another for a chunk of
+a single block). Learning rates and betas are 0-d tensors: changing them recompiles nothing.
+"""
+
+from collections.abc import Callable
+from types import FunctionType
+from typing import Any, NamedTuple, Protocol
+
+import torch
+from torch import Tensor
+
+from shampoo_fn import Config
+from shampoo_fn.layout import Stack
+from shampoo_fn.lift import Blocks, Changes, accumulate_stack, precondition_stack
+from shampoo_fn.state import BlockState
+from shampoo_fn.tracing import is_traced
+from shampoo_fn.tree import changed, flatten
+from shampoo_optim.chunks import Chunk
+from shampoo_optim.storage import Storage
+
+
+class _Walk(Protocol):
+    def __call__(self, stack: Stack, config: Config, state: BlockState, blocks: Blocks, norms: Tensor | None = None) -> Any: ...
+
+
+class Walks(NamedTuple):
+    """`accumulate` takes the gradients into the statistics; `precondition` moves filters and gives the updates."""
+
+    accumulate: _Walk
+    precondition: _Walk
+
+
+def walks(storage: Storage, chunk: Chunk) -> Walks:
+    """How a chunk is worked: by graphs if the options say so and its values are there."""
+    if storage.backend is None or is_traced(chunk.state.step) or chunk.stack.device.type == "meta":
+        return EAGER
+    if chunk.stack.key not in storage.graphs:
+        storage.graphs[chunk.stack.key] = Walks(*(_compiled(walk, storage.backend) for walk in EAGER))
+    found: Walks = storage.graphs[chunk.stack.key]
+    return found
+
+
+def _accumulate(stack: Stack, config: Config, state: BlockState, blocks: Blocks, norms: Tensor | None = None) -> None:
+    _write(state, accumulate_stack(stack, config, state, blocks))
+
+
+def _precondition(stack: Stack, config: Config, state: BlockState, blocks: Blocks, norms: Tensor | None = None) -> Tensor:
+    updates, new = precondition_stack(stack, config, state, blocks, norms)
+    _write(state, new)
+    return updates
+
+
+def _write(state: BlockState, new: Changes) -> None:
+    changed(state, new, lambda before, after: before.copy_(after))
+
+
+EAGER = Walks(_accumulate, _precondition)
+
+
+def _compiled(walk: _Walk, backend: str) -> _Walk:
+    # a function of its own: torch counts recompiles per code object, and gives up after eight
+    own: Callable[..., Any] = FunctionType(walk.__code__.replace(), walk.__globals__, argdefs=(None,))  # type: ignore[attr-defined]
+    graph = torch.compile(own, backend=backend, fullgraph=True)
+
+    def call(stack: Stack, config: Config, state: BlockState, blocks: Blocks, norms: Tensor | None = None) -> Any:
+        # a gradient that is not finite is masked inside the graph, and none is another graph
+        blocks = blocks._replace(all_alive=False)
+        for tensor in (*flatten(state).values(), blocks.grads, blocks.alive, blocks.params, norms):
+            if tensor is not None:
+                torch._dynamo.maybe_mark_dynamic(tensor, 0)
+        return graph(stack, config, state, blocks, norms)
+
+    return call

@@ -1,0 +1,38 @@
+"""`examples/fsdp2.py` under `torchrun`, interrupted and resumed by another number of ranks."""
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch.distributed as dist
+
+from examples import fsdp2
+from tests.distributed.support import spawned
+
+ROOT = Path(__file__).parents[2]
+
+
+def trained(*arguments: str) -> tuple[float, float]:
+    """The example's loop in this rank's group."""
+    assert dist.is_initialized()
+    return fsdp2.train(arguments)
+
+
+def test_it_resumes_with_other_ranks(tmp_path: Path) -> None:
+    checkpoint = str(tmp_path / "checkpoint")
+    command = ["torch.distributed.run", "--standalone", "--nproc-per-node", "2", str(ROOT / "examples" / "fsdp2.py")]
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"}
+    done = subprocess.run(
+        [sys.executable, "-m", *command, "--stop-after", "20", "--checkpoint", checkpoint],
+        env=environment, capture_output=True, text=True, timeout=120,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    first, last = map(float, re.search(r"2 ranks, step 20: loss (\S+) -> (\S+)", done.stdout).groups())
+    assert last < first / 5
+    (resumed, end), *_ = spawned(trained, 1, "--checkpoint", checkpoint)
+    (_, uninterrupted), *_ = spawned(trained, 2)
+    assert resumed < last
+    assert end == pytest.approx(uninterrupted, rel=1e-3)  # the mean over ranks of gradients rounds differently

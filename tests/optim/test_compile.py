@@ -1,0 +1,107 @@
+"""`compile=`: two graphs for each shape of blocks serve a whole run, with the numbers of eager mode."""
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+import torch
+from torch.nn import Parameter
+from torch.optim.lr_scheduler import CosineAnnealingLR
+
+from shampoo_fn import Adam, Blocking, Cadence, Chain, Config, Graft, Kronecker, Preconditioned, Scale
+from shampoo_optim import Shampoo
+from tests.optim.support import BUSY, grads_for, parameters, snapshot, walk
+
+GRAPHS = []
+SHAPES = {"first": (6, 4), "second": (6, 4), "third": (6, 4), "bias": (5,)}
+STACKS = 2  # of blocks of one shape; tracing takes a second or two for each
+
+
+@torch._dynamo.register_backend(name="counting")  # type: ignore[attr-defined]
+def counting(graph: torch.fx.GraphModule, _: list[torch.Tensor]) -> Callable[..., Any]:
+    """A backend that runs graphs as they are and counts them."""
+    GRAPHS.append(graph)
+    return graph.forward
+
+
+@pytest.fixture(autouse=True)
+def no_graphs() -> Iterator[None]:
+    torch._dynamo.reset()
+    GRAPHS.clear()
+    yield
+    torch._dynamo.reset()
+
+
+def pair(**options: Any) -> tuple[tuple[dict[str, Parameter], Shampoo], tuple[dict[str, Parameter], Shampoo]]:
+    """The same optimizer twice, compiled and eager."""
+    ours, theirs = parameters(torch.float64, SHAPES), parameters(torch.float64, SHAPES)
+    return (ours, Shampoo(ours.items(), compile="counting", **options)), (theirs, Shampoo(theirs.items(), **options))
+
+
+def assert_equal_run(left: tuple[dict[str, Parameter], Shampoo], right: tuple[dict[str, Parameter], Shampoo]) -> None:
+    one, other = snapshot(*left), snapshot(*right)
+    assert one.keys() == other.keys()
+    for name, value in one.items():
+        torch.testing.assert_close(value, other[name], rtol=1e-9, atol=1e-12, msg=name)
+
+
+def test_two_hundred_steps_of_a_schedule_are_two_graphs_for_each_shape() -> None:
+    ours, theirs = pair(lr=0.01, weight_decay=0.1, momentum=0.9)
+    grads = grads_for(ours[0], 200)
+    for params, optimizer in (ours, theirs):
+        scheduler = CosineAnnealingLR(optimizer, 200)
+        for each in grads:
+            walk(optimizer, params, [each])
+            scheduler.step()
+    assert len(GRAPHS) == 2 * STACKS
+    assert_equal_run(ours, theirs)
+
+
+def test_neither_a_missing_gradient_nor_one_that_is_not_finite_is_another_graph() -> None:
+    ours, theirs = pair(lr=0.01)
+    grads = grads_for(ours[0], 6)
+    del grads[3]["first"]
+    grads[4]["second"][0, 0] = float("nan")
+    for params, optimizer in (ours, theirs):
+        walk(optimizer, params, grads)
+    assert len(GRAPHS) == 2 * STACKS
+    assert int(ours[1].state[ours[0]["second"]]["skipped"]) == 1
+    assert_equal_run(ours, theirs)
+
+
+def test_more_groups_than_torch_recompiles_one_function() -> None:
+    params = {f"w{n}": Parameter(torch.ones(n)) for n in range(2, 5)}
+    optimizer = Shampoo([{"params": [(name, p)]} for name, p in params.items()], compile="counting")
+    with torch._dynamo.config.patch(recompile_limit=2):
+        walk(optimizer, params, grads_for(params, 2))
+    assert len(GRAPHS) == 2 * len(params)
+
+
+def test_norms_of_whole_parameters() -> None:
+    config = Config(
+        Chain(precondition=Preconditioned(Graft(Kronecker(), Adam(), norm="tensor")), rate=Scale(0.1)),
+        blocking=Blocking(3),
+        cadence=Cadence(2),
+    )
+    ours, theirs = pair(config=config)
+    grads = grads_for(ours[0], 4)
+    walk(ours[1], ours[0], grads)
+    walk(theirs[1], theirs[0], grads)
+    assert GRAPHS
+    assert_equal_run(ours, theirs)
+
+
+def test_it_can_be_switched_at_any_step() -> None:
+    ours, theirs = pair(**BUSY, maximize=True)
+    grads = grads_for(ours[0], 3)
+    for step, each in enumerate(grads):
+        ours[1].param_groups[0]["compile"] = "counting" if step == 1 else False
+        walk(ours[1], ours[0], [each])
+    walk(theirs[1], theirs[0], grads)
+    assert GRAPHS
+    assert_equal_run(ours, theirs)
+
+
+def test_what_is_no_backend_is_refused() -> None:
+    with pytest.raises(ValueError, match="compile=3"):
+        Shampoo(parameters().items(), compile=3)  # type: ignore[arg-type]
