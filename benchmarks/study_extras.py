@@ -1,0 +1,76 @@
+"""What the study tries that is no option of `shampoo(...)`, composed from the public algebra."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from shampoo_fn import Clock, Eigh, FixedRMS, Kronecker, Roots, Solver
+from shampoo_fn.kronecker import KroneckerState
+from shampoo_fn.modes import ModePlan
+from shampoo_fn.transform import Request
+from shampoo_fn.tree import Tree
+
+
+@dataclass(frozen=True)
+class NoisyRoots(Solver):
+    """Another solver's roots X with symmetric Gaussian noise N, `||N||_F = level ||X||_F`: what an inexact root costs.
+
+    The noise is drawn anew for every matrix, from a seed that is the matrix's own bits: the same call gives the same roots.
+    """
+
+    solver: Solver = Eigh()  # noqa: RUF009 - frozen
+    level: float = 0.01
+
+    def __call__(self, matrices: Tensor, exponent: float, boost: Tensor | None = None) -> Roots:
+        roots, residuals = self.solver(matrices, exponent, boost)
+        generator = torch.Generator().manual_seed(int(matrices.double().sum().view(torch.int64)))
+        noise = torch.randn(roots.shape, generator=generator, dtype=roots.dtype)
+        noise = noise + noise.mT
+        size = torch.linalg.matrix_norm(roots) / torch.linalg.matrix_norm(noise)
+        return Roots(roots + self.level * size[:, None, None] * noise, residuals)
+
+
+@dataclass(frozen=True)
+class SparseStatistics(Kronecker):
+    """Shampoo whose factors see every k-th gradient only: steps 1, k + 1, 2 k + 1, ...
+
+    The products are formed at every step here and given a weight of zero: what this measures is the loss, not the time.
+    """
+
+    every: int = 1
+
+    def accumulate(self, grad: Tensor, state: KroneckerState, clock: Clock) -> KroneckerState:
+        counts = clock.alive & ((clock.step - 1) % self.every == 0)
+        return super().accumulate(grad, state, clock._replace(alive=counts, certain=False))
+
+    def jobs(self, state: KroneckerState, clock: Clock) -> dict[str, Request]:
+        return super().jobs(state, clock._replace(step=(clock.step + self.every - 1) // self.every))
+
+
+@dataclass(frozen=True)
+class SmallSide(Kronecker):
+    """Shampoo of one side: the smaller dimension of a block gets a factor, the larger ones none."""
+
+    def modes(self, shape: tuple[int, ...]) -> dict[str, ModePlan]:
+        plans = super().modes(shape)
+        smallest = min(plans, key=lambda mode: plans[mode].n, default=None)
+        return {mode: plan for mode, plan in plans.items() if mode == smallest}
+
+
+@dataclass(frozen=True)
+class ShapedRMS(FixedRMS):
+    """`FixedRMS` times a factor of the block's shape [rows, columns].
+
+    "tall": sqrt(max(1, rows / columns)), Muon's original one. "spectral": sqrt(128 / max(rows, columns)), the norm that makes
+    the spectral norm of an orthogonal update the same for all shapes. "muon": both.
+    """
+
+    shape: str = "tall"
+
+    def length(self, update: Tensor, state: Tree, clock: Clock) -> Tensor:
+        rows, columns = update.shape[0], update.shape[-1]
+        factor = max(1.0, rows / columns) ** 0.5 if self.shape in ("tall", "muon") else 1.0
+        if self.shape in ("spectral", "muon"):
+            factor *= (128 / max(rows, columns)) ** 0.5
+        return factor * super().length(update, state, clock)

@@ -1,0 +1,174 @@
+"""The study: it runs and takes up where it was left, its tables say what its file holds, its extras are what they say."""
+
+import csv
+import math
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from benchmarks.schedule import WarmupCosine
+from benchmarks.study import arguments, main, runs_of
+from benchmarks.study_contenders import configuration, train
+from benchmarks.study_experiments import EXPERIMENTS
+from benchmarks.study_extras import NoisyRoots, ShapedRMS, SmallSide, SparseStatistics
+from benchmarks.study_goals import goals
+from benchmarks.study_settings import BASE, FRESH, JOB_NAMES, TUNED, TUNING
+from benchmarks.study_store import Result, Run, Store
+from benchmarks.study_tables import filled, ratio, summaries, tables
+from benchmarks.tasks import JOBS
+from shampoo_fn import Config, Eigh, FixedRMS, Kronecker, State, apply_updates, from_dict, init_state, to_dict, update
+from shampoo_fn.transform import Clock
+
+MLP = JOBS["mlp"]
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+def test_a_tiny_study_fills_its_file_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "deep" / "study.csv"
+    given = ["race-mlp", "stability-regression", "--quick", "--steps", "3", "--out", str(out)]
+    main(given)
+    rows = list(csv.DictReader(out.read_text().splitlines()))
+    assert [row["optimizer"] for row in rows] == ["adamw", "muon", "shampoo", "shampoo", *["adamw", "shampoo"] * 2]
+    assert all(row["at"] == "0 3" and len(row["losses"].split()) == 2 for row in rows)
+    assert len({row["losses"].split()[0] for row in rows if row["job"] == "mlp"}) == 1  # the same weights at first
+    written = out.read_bytes()
+    main(given)
+    assert out.read_bytes() == written
+    main([*given, "--list"])
+    assert "0 of    4 runs missing" in capsys.readouterr().out
+
+
+def test_tables_take_adamws_best_as_the_goal() -> None:
+    experiment = EXPERIMENTS["shampoo-mlp"]
+    adamw = {"optimizer": "adamw", "lr": 0.01}
+    slow = Result(at=[0, 10, 20], losses=[3.0, 2.0, 1.0], seconds=[0.0, 1.0, 2.0])
+    fast = Result(at=[0, 10, 20], losses=[3.0, 0.5, 0.25], seconds=[0.0, 3.0, 6.0])
+    runs = [Run.of("mlp", seed, 20, experiment.variants[0].options) for seed in TUNING]
+    known = dict.fromkeys(runs, fast) | {Run.of("mlp", seed, 20, adamw): slow for seed in TUNING}
+    (line,) = summaries(experiment, runs, known)
+    assert (line.seeds, line.final, line.milliseconds) == (3, 0.25, 300.0)
+    assert line.steps == pytest.approx(0.8 * 10 / 20)  # 3.0 to 0.5 passes 1.0 after four fifths of ten steps
+    assert line.seconds == pytest.approx(0.8 * 3 / 2)
+
+
+def test_a_result_that_never_gets_there_or_diverges() -> None:
+    result = Result(at=[0, 10, 20], losses=[3.0, 4.0, math.nan], seconds=[0.0, 1.0, 2.0])
+    assert result.final == math.inf
+    assert result.reaches(2.0) == (math.inf, math.inf)
+    assert ratio(math.inf) == "never"
+    assert result.diverged_at() == 10
+    assert result.at_second(0.5) == 3.5
+
+
+def test_the_file_gives_back_what_was_appended(tmp_path: Path) -> None:
+    store, run = Store(tmp_path / "runs.csv"), Run.of("gpt", 1, 20, {"optimizer": "adamw", "lr": 0.5, "nothing": None})
+    result = Result(at=[0, 20], losses=[4.5, 0.125], seconds=[0.0, 1.5])
+    assert store.read() == {}
+    store.append(run, result)
+    assert store.read() == {run: result}
+
+
+def test_the_document_holds_the_tables_of_the_committed_file() -> None:
+    options = arguments(["--tables"])
+    known = Store(options.out).read()
+    groups = {name: (experiment, runs_of(experiment, options)) for name, experiment in EXPERIMENTS.items()}
+    written = (Path(__file__).parent.parent / "docs" / "tuning.md").read_text()
+    assert written.count("<!-- table ") >= 10
+    assert filled(written, tables(groups, known) | goals(known)) == written
+
+
+def test_settings_are_not_chosen_on_the_seeds_of_the_races() -> None:
+    assert not set(TUNING) & set(FRESH)
+    for job in JOB_NAMES:
+        assert EXPERIMENTS[f"race-{job}"].seeds == FRESH
+        assert EXPERIMENTS[f"adamw-{job}"].seeds == TUNING
+        tried = [variant.options for variant in EXPERIMENTS[f"adamw-{job}"].variants]
+        assert TUNED[job]["adamw"] in tried
+
+
+@pytest.mark.parametrize("name", JOB_NAMES)
+def test_every_job_is_decided_by_its_seed_and_holds_data_out(name: str) -> None:
+    job = JOBS[name]
+    (inputs, targets), (again, _), (other, _) = (job.batches(seed, 1)[0] for seed in (0, 0, 1))
+    held_out = job.held_out()[0]
+    assert torch.equal(inputs, again)
+    assert not torch.equal(inputs, other)
+    assert not (inputs[:, None] == held_out[None, :64]).flatten(2).all(2).any()
+    model = job.model(0)
+    assert job.loss(model, dict(model.named_parameters()), inputs, targets).isfinite()
+
+
+def _steps(config: Config, params: dict[str, Tensor], state: State, first: int, last: int) -> tuple[dict[str, Tensor], State]:
+    model, batches = MLP.model(0), MLP.batches(0, last)
+    for inputs, targets in batches[first:]:
+        gradients = torch.func.grad(partial(MLP.loss, model))(params, inputs, targets)
+        updates, state = update(gradients, state, config, params)
+        params = apply_updates(params, updates)
+    return params, state
+
+
+def test_a_resumed_run_is_the_uninterrupted_one_to_the_bit(tmp_path: Path) -> None:
+    options = {key: value for key, value in BASE.items() if key not in ("optimizer", "lr")} | {"precondition_frequency": 2}
+    config = configuration(MLP, WarmupCosine(0.01, 6), options)
+    params = {name: parameter.detach() for name, parameter in MLP.model(0).named_parameters()}
+    whole, _ = _steps(config, params, init_state(params, config), 0, 6)
+    half, state = _steps(config, params, init_state(params, config), 0, 3)
+    torch.save({"params": half, "state": to_dict(state, config, half)}, tmp_path / "half.pt")
+    loaded = torch.load(tmp_path / "half.pt", weights_only=True)
+    resumed, _ = _steps(config, loaded["params"], from_dict(loaded["state"], config, loaded["params"]), 3, 6)
+    assert all(torch.equal(value, resumed[name]) for name, value in whole.items())
+
+
+def test_a_bfloat16_run_keeps_its_dtype_and_follows() -> None:
+    def after(steps: int, **more: str) -> dict[str, Tensor]:
+        *_, params = train(MLP, 0, {**TUNED["mlp"]["shampoo"], **more}, steps=steps)
+        return dict(params)
+
+    (first, *_), exact, rounded = train(MLP, 0, TUNED["mlp"]["shampoo"], steps=5), after(5), after(5, dtype="bfloat16")
+    assert all(value.dtype == torch.bfloat16 for value in rounded.values())
+    way = torch.cat([(exact[name] - first[name]).flatten() for name in exact])
+    other = torch.cat([(rounded[name].float() - first[name]).flatten() for name in exact])
+    assert torch.cosine_similarity(way, other, dim=0) > 0.9
+
+
+def test_noisy_roots_are_off_by_their_level_and_reproducible() -> None:
+    factor = torch.randn(2, 8, 8, generator=torch.Generator().manual_seed(0))
+    factor = factor @ factor.mT
+    exact, first, again = (solver(factor, 0.5).roots for solver in (Eigh(), NoisyRoots(level=0.1), NoisyRoots(level=0.1)))
+    assert torch.equal(first, again)
+    assert torch.linalg.matrix_norm(first - exact) / torch.linalg.matrix_norm(exact) == pytest.approx(0.1)
+    assert torch.equal(first, first.mT)
+
+
+def test_sparse_statistics_see_every_kth_gradient() -> None:
+    params = {"weight": torch.zeros(4, 3)}
+    grads = [torch.randn(4, 3, generator=torch.Generator().manual_seed(seed)) for seed in range(5)]
+
+    def factor_after(kronecker: Kronecker, chosen: list[Tensor]) -> Tensor:
+        state = kronecker.init(params["weight"])
+        for step, grad in enumerate(chosen, start=1):
+            state = kronecker.accumulate(grad, state, Clock(torch.tensor(step), torch.tensor(True), True))
+        return kronecker.jobs(state, Clock(torch.tensor(len(chosen)), torch.tensor(True), True))["0"].factor
+
+    sparse = factor_after(SparseStatistics(every=2), grads)
+    torch.testing.assert_close(sparse, factor_after(Kronecker(), grads[::2]))
+
+
+def test_one_side_has_one_factor_and_shapes_have_their_lengths() -> None:
+    assert list(SmallSide().modes((4, 3))) == ["1"]
+    clock = Clock(torch.tensor(1), torch.tensor(True), True)
+    tall, wide = torch.ones(8, 2), torch.ones(2, 8)
+    for update_, factor in ((tall, 2.0), (wide, 1.0)):
+        length = ShapedRMS(0.2, "tall").length(update_, (), clock)
+        assert length == pytest.approx(factor * FixedRMS(0.2).length(update_, (), clock).item())
