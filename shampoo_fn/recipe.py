@@ -1,5 +1,6 @@
 """`shampoo(...)`: the whole optimizer from a few numbers."""
 
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -11,7 +12,7 @@ from shampoo_fn.chain import Chain
 from shampoo_fn.config import Config
 from shampoo_fn.diagonal import Adam, Diagonal
 from shampoo_fn.ema import EMA
-from shampoo_fn.graft import FixedRMS, Graft
+from shampoo_fn.graft import Graft
 from shampoo_fn.kronecker import Kronecker
 from shampoo_fn.modes import ModeOptions
 from shampoo_fn.momentum import Momentum
@@ -32,7 +33,7 @@ def shampoo(
     betas: tuple[Value, Value] = (0.9, 0.95),
     *,
     exponent: ModeOptions = 0.5,
-    grafting: Preconditioner | None = FixedRMS(0.2),
+    grafting: Preconditioner | None = Adam(0.95),
     weight_decay: Value = 0.0,
     decoupled_weight_decay: bool = True,
     momentum: Value = 0.0,
@@ -40,7 +41,7 @@ def shampoo(
     nesterov: bool = False,
     bias_correction: bool = True,
     beta3: Value | None = None,
-    precondition_frequency: int = 10,
+    precondition_frequency: int | None = None,
     start_preconditioning_step: int = 1,
     staggered: bool = False,
     dense_until: int = 0,
@@ -62,7 +63,8 @@ def shampoo(
     betas: of the gradient filter (0 for none) and of the Kronecker factors (1 sums them). beta3: look-ahead of the filter.
     exponent: of every inverse root; None is the classic 1/(2 order). grafting: whose step length a block takes; None is
     Shampoo's own. weight_decay: decoupled, or with `decoupled_weight_decay=False` L2.
-    precondition_frequency: steps between roots, from `start_preconditioning_step` on; before it, the grafting alone.
+    precondition_frequency: steps between roots, from `start_preconditioning_step` on; before it, the grafting alone. None is
+    10, with roots at each of the first 20 steps as well, while statistics change fast (docs/tuning.md).
     dense_until: roots at every step up to this one. solver: how roots are taken, and the ridge.
     large_dim: what happens to a dimension above `max_preconditioner_dim`: cut into "block"s, given a "diagonal" factor, or the
     whole tensor by the diagonal method ("adagrad").
@@ -105,6 +107,11 @@ def shampoo(
         blocking=Blocking(
             max_preconditioner_dim, merge_dims=merge_dims, large_dim="block" if large_dim == "block" else "whole"
         ),
-        cadence=Cadence(precondition_frequency, start_preconditioning_step, staggered, dense_until),
+        cadence=_cadence(precondition_frequency, start_preconditioning_step, staggered, dense_until),
         nonfinite=nonfinite,
     )
+
+
+def _cadence(frequency: int | None, start: int, staggered: bool, dense_until: int) -> Cadence:
+    cadence = Cadence(10 if frequency is None else frequency, start, staggered, dense_until)
+    return cadence if frequency is not None else replace(cadence, dense_until=max(20, dense_until))

@@ -97,7 +97,8 @@ def test_the_recipe_is_the_chain_that_its_arguments_say() -> None:
         rate=Scale(0.1),
     )
     assert made.blocking == Blocking(1024)
-    assert made.cadence == Cadence(10)
+    assert made.cadence == Cadence(10, dense_until=20)
+    assert shampoo(precondition_frequency=10).cadence == Cadence(10)
 
 
 def test_the_recipe_puts_l2_decay_first() -> None:
@@ -245,7 +246,7 @@ EFFECTS = {
     "precondition_frequency": {"precondition_frequency": 2},
     "start_preconditioning_step": {"start_preconditioning_step": 3},
     "staggered": {"precondition_frequency": 3, "start_preconditioning_step": 3, "staggered": True},
-    "dense_until": {"dense_until": 3},
+    "dense_until": {"precondition_frequency": 10, "dense_until": 3},
     "solver": {"solver": Eigh(1e-2)},
     "max_preconditioner_dim": {"max_preconditioner_dim": 2},
     "merge_dims": {"merge_dims": False},

@@ -120,7 +120,8 @@ def test_statistics_are_never_below_float32(config: Config, dtype: torch.dtype) 
     params = {"w": randn(4, 3, dtype=dtype), "b": randn(5, dtype=dtype)}
     _, state, _ = run(params, gradients(params, 1), config)
     low = {path: leaf.dtype for path, leaf in entries(state, config).items() if leaf.dtype in HALF}
-    assert all(path.endswith("inverse_root") for path in low), low  # a root's dtype is the user's choice
+    own_choice = ("inverse_root", "average", "velocity")  # their dtypes are the user's choice
+    assert all(path.endswith(own_choice) for path in low), low
     if low:
         assert "bfloat16" in repr(config)
 

@@ -47,8 +47,8 @@ def test_config_by_config(config: Config) -> None:
 def test_busy_options_dtype_by_dtype(dtype: torch.dtype) -> None:
     params = parameters(dtype)
     config = shampoo(
-        0.1, (0.8, 0.9), weight_decay=0.1, momentum=0.9, grafting=Adam(), max_preconditioner_dim=4, precondition_frequency=3,
-        start_preconditioning_step=2, staggered=True,
+        0.1, (0.8, 0.9), weight_decay=0.1, momentum=0.9, grafting=Adam(0.95), max_preconditioner_dim=4,
+        precondition_frequency=3, start_preconditioning_step=2, staggered=True,
     )  # fmt: skip
     assert_same_walk(Shampoo(params.items(), **BUSY), params, with_gaps(grads_for(params, 8)), config)
 
@@ -77,7 +77,7 @@ def test_grafting_by_name(name: GraftingType, grafting: Any) -> None:
 def test_chunks_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("shampoo_optim.storage.SMALLEST_LIMIT", 40)
     params = parameters(torch.float64, SHAPES | {"large": (13, 10)})
-    config = shampoo(max_preconditioner_dim=4, weight_decay=0.1, grafting=Adam())
+    config = shampoo(max_preconditioner_dim=4, weight_decay=0.1, grafting=Adam(0.95))
     optimizer = Shampoo(params.items(), max_preconditioner_dim=4, weight_decay=0.1, grafting_type="adam")
     assert_same_walk(optimizer, params, grads_for(params, 3), config)
     (storage,) = optimizer.__dict__["_storages"].values()
