@@ -9,7 +9,7 @@ from shampoo_fn.lift import Blocks, guarded, norms_of_stack
 from shampoo_optim.chunks import Chunk
 from shampoo_optim.placement import Placement
 from shampoo_optim.refreshing import count
-from shampoo_optim.walks import walks
+from shampoo_optim.walks import walks, write
 from shampoo_optim.work import Work
 
 
@@ -58,7 +58,9 @@ def _precondition(work: Work) -> None:
 
 def _move(work: Work, chunk: Chunk, blocks: Blocks, norms: Tensor | None) -> None:
     precondition = walks(work.storage, chunk).precondition
-    work.sink.add(chunk, precondition(chunk.stack, work.storage.config, chunk.state, blocks, norms))
+    updates, new = precondition(chunk.stack, work.storage.config, chunk.state, blocks, norms)
+    write(chunk.state, new)
+    work.sink.add(chunk, updates)
 
 
 def blocks_of(work: Work, chunk: Chunk) -> Blocks:

@@ -1,8 +1,10 @@
-"""The two walks over a chunk, before and after the roots: a stage of `shampoo_fn.lift`, and writing it back; eager or compiled.
+"""The two walks over a chunk, before and after the roots: the stages of `shampoo_fn.lift`, eager or compiled.
 
 Roots are taken between the two in either case, since whose turn it is only the host can say. In a graph the number of blocks is
 a symbol, so one graph of each walk serves all chunks of a stack, and the last, smaller one (torch makes another for a chunk of
-a single block). Learning rates and betas are 0-d tensors: changing them recompiles nothing.
+a single block). Learning rates and betas are 0-d tensors: changing them recompiles nothing. Statistics are written back inside
+the graph, which then needs no memory for them; filters and momenta are not: where a graph on a CPU stores what it goes on to
+use, torch 2.13 fails to generate code (KeyError in `try_outer_loop_fusion_with_local_buf`).
 """
 
 from collections.abc import Callable
@@ -27,7 +29,7 @@ class _Walk(Protocol):
 
 
 class Walks(NamedTuple):
-    """`accumulate` takes the gradients into the statistics; `precondition` moves filters and gives the updates."""
+    """`accumulate` takes the gradients into the statistics; `precondition` gives updates, and what it changed of the state."""
 
     accumulate: _Walk
     precondition: _Walk
@@ -44,16 +46,17 @@ def walks(storage: Storage, chunk: Chunk) -> Walks:
 
 
 def _accumulate(stack: Stack, config: Config, state: BlockState, blocks: Blocks, norms: Tensor | None = None) -> None:
-    _write(state, accumulate_stack(stack, config, state, blocks))
+    write(state, accumulate_stack(stack, config, state, blocks))
 
 
-def _precondition(stack: Stack, config: Config, state: BlockState, blocks: Blocks, norms: Tensor | None = None) -> Tensor:
-    updates, new = precondition_stack(stack, config, state, blocks, norms)
-    _write(state, new)
-    return updates
+def _precondition(
+    stack: Stack, config: Config, state: BlockState, blocks: Blocks, norms: Tensor | None = None
+) -> tuple[Tensor, Changes]:
+    return precondition_stack(stack, config, state, blocks, norms)
 
 
-def _write(state: BlockState, new: Changes) -> None:
+def write(state: BlockState, new: Changes) -> None:
+    """Write what a stage changed into the state."""
     changed(state, new, lambda before, after: before.copy_(after))
 
 

@@ -105,3 +105,14 @@ def test_it_can_be_switched_at_any_step() -> None:
 def test_what_is_no_backend_is_refused() -> None:
     with pytest.raises(ValueError, match="compile=3"):
         Shampoo(parameters().items(), compile=3)  # type: ignore[arg-type]
+
+
+def test_inductor_generates_code_for_blocks_of_one_parameter_with_momentum() -> None:
+    # torch 2.13 cannot if momentum is written back inside the graph
+    params, twins = ({"w": Parameter(torch.linspace(-1, 1, 512).reshape(32, 16))} for _ in range(2))
+    options: dict[str, Any] = {"max_preconditioner_dim": 16, "momentum": 0.9}
+    optimizer, eager = Shampoo(params.items(), compile=True, **options), Shampoo(twins.items(), **options)
+    grads = grads_for(params, 3)
+    walk(optimizer, params, grads)
+    walk(eager, twins, grads)
+    torch.testing.assert_close(params["w"], twins["w"], rtol=1e-4, atol=1e-6)
