@@ -50,9 +50,7 @@ def train_adamw(model: nn.Module, batches: Batches, settings: Settings, *, total
 def train_shampoo(model: nn.Module, batches: Batches, settings: Settings, *, total: int, compiled: bool) -> Iterator[Params]:
     config = shampoo(
         lr=WarmupCosine(settings["lr"], total),
-        betas=(0.9, 0.95),
         max_preconditioner_dim=int(settings["block"]),
-        dense_until=20,
         diagonal=("token.*", "position.*", "head.*"),
     )
     gradients_of = torch.func.grad(partial(loss, model))
@@ -85,7 +83,7 @@ ADAMW = Contender(
 SHAMPOO = Contender(
     "Shampoo",
     train_shampoo,
-    best={"lr": 1e-2, "block": 256},
-    grid={"lr": (7e-3, 1e-2, 1.4e-2), "block": (256,)},
+    best={"lr": 1.4e-2, "block": 256},
+    grid={"lr": (7e-3, 1e-2, 1.4e-2, 2e-2), "block": (256,)},
 )
 CONTENDERS = (ADAMW, SHAMPOO)  # the first one is the baseline

@@ -23,7 +23,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     inputs = torch.randn(256, 16)
     targets = torch.tanh(inputs @ torch.randn(16, 4) / 4)
     model = nn.Sequential(nn.Linear(16, 32), nn.Tanh(), nn.Linear(32, 4))
-    optimizer = Shampoo(model.named_parameters(), lr=0.1)  # was: torch.optim.AdamW(model.parameters(), ...)
+    optimizer = Shampoo(model.named_parameters(), lr=0.03)  # was: torch.optim.AdamW(model.parameters(), ...)
     scheduler = CosineAnnealingLR(optimizer, steps)
     loader = DataLoader(TensorDataset(inputs, targets), batch_size=128)
 

@@ -29,7 +29,7 @@ def main(arguments: Sequence[str] | None = None) -> tuple[float, float]:
 
     params = {name: param.detach().clone() for name, param in model.named_parameters()}
     # a schedule is a function of the step: its value changes at every step and nothing is compiled again
-    config = shampoo(lr=lambda step: 0.1 * (1 - step / options.steps), precondition_frequency=10)
+    config = shampoo(lr=lambda step: 0.05 * (1 - step / options.steps))
     state = init_state(params, config)
 
     def loss_of(params):

@@ -30,7 +30,7 @@ class Regression(lightning.LightningModule):
         return loss
 
     def configure_optimizers(self) -> dict[str, Any]:
-        optimizer = Shampoo(self.named_parameters(), lr=0.1)  # was: torch.optim.AdamW(self.parameters(), ...)
+        optimizer = Shampoo(self.named_parameters(), lr=0.03)  # was: torch.optim.AdamW(self.parameters(), ...)
         scheduler = CosineAnnealingLR(optimizer, self.steps)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 

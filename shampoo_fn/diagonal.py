@@ -113,6 +113,8 @@ def check_epsilon(epsilon: float) -> None:
 
 
 def differentiable_sqrt(value: Tensor) -> Tensor:
-    """`sqrt(value)` whose derivative at zero is zero, not infinite: an element without gradient so far has no say."""
-    positive = value > 0
-    return torch.where(positive, torch.where(positive, value, 1.0).sqrt(), 0.0)
+    """`sqrt(value)` whose derivative at zero is zero, not infinite: an element without gradient so far has no say.
+
+    Below the least normal number, 1e-38 in float32, it is the root of that, 1e-19: nothing beside any epsilon.
+    """
+    return value.clamp_min(torch.finfo(value.dtype).tiny).sqrt()

@@ -15,6 +15,12 @@ from shampoo_fn.tree import map_tree
 SMALLEST_LIMIT = 2**17  # elements; below it a chunk costs more time than it saves memory
 
 
+def limit_of(elements: int, *, compiled: bool) -> int:
+    """The elements of a chunk: a 32nd of all, or more where that is little and calling operations costs more than computing."""
+    least = 0 if compiled else min(2 * SMALLEST_LIMIT, elements // 16)
+    return max(SMALLEST_LIMIT, least, elements // 32)
+
+
 class Tile(NamedTuple):
     """Some rows of blocks of a parameter's region, and the slots that they fill."""
 

@@ -17,7 +17,7 @@ from shampoo_fn.layout import Layout, layout
 from shampoo_fn.state import check_tensor
 from shampoo_fn.tracing import is_traced
 from shampoo_fn.validate import require
-from shampoo_optim.chunks import SMALLEST_LIMIT, Chunk, chunks, tiles
+from shampoo_optim.chunks import Chunk, chunks, limit_of, tiles
 from shampoo_optim.configuration import Dials, backend, configured, constant, shape, values
 from shampoo_optim.entries import as_tensor, check_entries, entries
 
@@ -66,7 +66,7 @@ class Storage:
         # steps on the host where reading them each time would wait for the device; None where they cannot be read at all
         self.counts = {key: _read(blocks.step) for key, blocks in self.state.stacks.items()}
         elements = sum(param.numel() for param in self.params)
-        self.limit = max(SMALLEST_LIMIT, elements // 32)
+        self.limit = limit_of(elements, compiled=self.backend is not None)
         shapes = {name: tuple(param.shape) for name, param in params.items()}
         self._tiles = [tiles(stack, self.plan.merged, shapes, self.limit) for stack in self.plan.stacks]
         self._all = self._chunks(None)

@@ -18,7 +18,7 @@ EXAMPLES = Path(__file__).parents[1] / "examples"
 
 def test_the_ordinary_loop_trains() -> None:
     first, last = training_loop.main(["--steps", "120"])
-    assert last < first / 300
+    assert last < first / 200
 
 
 def test_the_ordinary_loop_resumes_to_the_bit(tmp_path: Path) -> None:
