@@ -1,6 +1,6 @@
 """Where the work of a step is done: here, or spread over processes."""
 
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Protocol
 
@@ -9,7 +9,7 @@ from torch import Tensor
 from shampoo_fn import Config, batched
 from shampoo_optim.loading import check_states
 from shampoo_optim.refreshing import may_be_due, refresh
-from shampoo_optim.storage import Storage
+from shampoo_optim.storage import Members, Storage
 from shampoo_optim.work import Work, local_work
 
 Groups = Sequence[Mapping[str, Any]]  # an optimizer's `param_groups`: the list itself, which changes in place
@@ -27,14 +27,7 @@ class Distribution(Protocol):
 class Placement(Protocol):
     """Decides which blocks this process holds and works on, who takes the roots, and how the parameters get the updates."""
 
-    def storage(
-        self,
-        params: Mapping[str, Tensor],
-        states: Sequence[dict[str, Any]],
-        group: Mapping[str, Any],
-        base: Config | None,
-        key: Hashable,
-    ) -> Storage:
+    def storage(self, members: Members) -> Storage:
         """The stacked state that this process holds of some parameters."""
 
     def work(self, storage: Storage, params: Sequence[Tensor], *, maximize: bool) -> Work:

@@ -18,7 +18,7 @@ from shampoo_optim.naming import parameter_name
 from shampoo_optim.options import DEFAULTS, Options, plain
 from shampoo_optim.placement import Distribution, Local, Placement
 from shampoo_optim.stepping import step
-from shampoo_optim.storage import Storage
+from shampoo_optim.storage import Members, Storage
 from shampoo_optim.work import Work
 
 CACHE = "_storages"  # not pickled, not copied, rebuilt when needed
@@ -136,7 +136,7 @@ class Shampoo(Optimizer):
             named = {parameter_name(group, number, place[p]): p for p in params}
             if storage is not None and any(states):
                 storage.check_shape(group)
-            storage = storages[number, device] = self.placement.storage(named, states, group, self._base, key)
+            storage = storages[number, device] = self.placement.storage(Members(named, states, group, self._base, key))
         return storage
 
     @property

@@ -6,7 +6,7 @@ as a tensor there, its dict, the set of parameters or an option has been replace
 
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from operator import is_
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -43,19 +43,22 @@ def check_undivided(params: Mapping[str, Tensor]) -> None:
             )
 
 
+class Members(NamedTuple):
+    """The parameters of one group on one device, and what else their stacked state follows from."""
+
+    params: Mapping[str, Tensor]
+    states: Sequence[dict[str, Any]]  # of each
+    group: Mapping[str, Any]
+    base: Config | None  # the config that says everything, if there is one
+    key: Hashable  # see `configuration.structure`
+
+
 class Storage:
     """The stacked state of the parameters of one group on one device."""
 
-    def __init__(
-        self,
-        params: Mapping[str, Tensor],
-        states: Sequence[dict[str, Any]],
-        group: Mapping[str, Any],
-        base: Config | None,
-        key: Hashable,
-        begin: Begin = whole,
-    ) -> None:
-        self.key, self.names, self.params = key, list(params), list(params.values())
+    def __init__(self, members: Members, begin: Begin = whole) -> None:
+        params, states, group, base, self.key = members
+        self.names, self.params = list(params), list(params.values())
         self.shape, self.backend = shape(group), backend(group)
         self.graphs: dict[str, Any] = {}  # by stack, see `walks.py`
         self.dials = _dials(group, self.params[0].device)

@@ -8,10 +8,9 @@ change with the number of ranks, and so it has a trajectory and a checkpoint of 
 Over a mesh of two dimensions (HSDP: replicate, shard) every replica does the same work: nothing travels between replicas.
 """
 
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import Any
 from weakref import WeakKeyDictionary
 
 import torch
@@ -33,7 +32,7 @@ from shampoo_optim.distributed.shares import Shares
 from shampoo_optim.distributed.trip import Trip, joined
 from shampoo_optim.placement import Groups, Placement, States
 from shampoo_optim.refreshing import may_be_due, refresh
-from shampoo_optim.storage import Storage
+from shampoo_optim.storage import Members, Storage
 from shampoo_optim.work import Work
 
 METHODS = ("exact", "local")
@@ -73,15 +72,8 @@ class ExactShards:
         self._trips: list[Trip] = []  # of the present step, until its updates are sent
         self._failure: Exception | None = None
 
-    def storage(
-        self,
-        params: Mapping[str, Tensor],
-        states: Sequence[dict[str, Any]],
-        group: Mapping[str, Any],
-        base: Config | None,
-        key: Hashable,
-    ) -> Storage:
-        return self._shares.storage(params, states, group, base, key)
+    def storage(self, members: Members) -> Storage:
+        return self._shares.storage(members)
 
     def work(self, storage: Storage, params: Sequence[Tensor], *, maximize: bool) -> Work:
         present = {n: p for n, p in zip(storage.names, params, strict=True) if p.grad is not None and isinstance(p, DTensor)}

@@ -4,7 +4,7 @@ A checkpoint holds, for each entry of a parameter, the entries of all shards as 
 padded to the largest; the entry's name says how many shards there are, since no other number of them can use it.
 """
 
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import Any
 
@@ -23,7 +23,7 @@ from shampoo_optim.entries import as_tensor, check_entries
 from shampoo_optim.loading import fitting
 from shampoo_optim.loading import whole as whole_entry
 from shampoo_optim.placement import Groups, Local, States
-from shampoo_optim.storage import Storage, whole
+from shampoo_optim.storage import Members, Storage, whole
 from shampoo_optim.work import Work, work_on
 
 
@@ -35,15 +35,8 @@ class LocalShards:
         self._peers = Peers.of(mesh.get_group(mesh.ndim - 1))
         self._here = Local()
 
-    def storage(
-        self,
-        params: Mapping[str, Tensor],
-        states: Sequence[dict[str, Any]],
-        group: Mapping[str, Any],
-        base: Config | None,
-        key: Hashable,
-    ) -> Storage:
-        return Storage(params, states, group, base, key, _of_shards)
+    def storage(self, members: Members) -> Storage:
+        return Storage(members, _of_shards)
 
     def work(self, storage: Storage, params: Sequence[Tensor], *, maximize: bool) -> Work:
         own = dict(zip(storage.names, params, strict=True))

@@ -6,10 +6,9 @@ travelled, the owner's own included, so that they are the same to the bit everyw
 Rajbhandari et al. 2020, arXiv 1910.02054, section 5.1; Anil et al. 2020, arXiv 2002.09018, spread blocks in this way.
 """
 
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import Any
 from weakref import WeakKeyDictionary
 
 import torch
@@ -28,7 +27,7 @@ from shampoo_optim.distributed.peers import OfGroup, Peers
 from shampoo_optim.distributed.shares import Shares, shares
 from shampoo_optim.placement import Groups, Local, Placement, States
 from shampoo_optim.refreshing import may_be_due, refresh
-from shampoo_optim.storage import Storage, check_undivided
+from shampoo_optim.storage import Members, Storage, check_undivided
 from shampoo_optim.work import Whole, Work, local_work
 from shampoo_optim.writing import Writer
 
@@ -72,16 +71,9 @@ class OwnBlocks:
         self._boxes: Sequence[Outbox] = ()  # of the present step, until they have been sent
         self._failure: Exception | None = None
 
-    def storage(
-        self,
-        params: Mapping[str, Tensor],
-        states: Sequence[dict[str, Any]],
-        group: Mapping[str, Any],
-        base: Config | None,
-        key: Hashable,
-    ) -> Storage:
-        check_undivided(params)
-        return self._shares.storage(params, states, group, base, key)
+    def storage(self, members: Members) -> Storage:
+        check_undivided(members.params)
+        return self._shares.storage(members)
 
     def work(self, storage: Storage, params: Sequence[Tensor], *, maximize: bool) -> Work:
         named = dict(zip(storage.names, params, strict=True))
@@ -89,11 +81,8 @@ class OwnBlocks:
         sink = Outbox(self._outlines(storage, tuple(present)), self._peers.rank, params[0].device)
         try:
             return local_work(storage, params, maximize=maximize)._replace(sink=sink)
-        except (
-            TypeError,
-            FloatingPointError,
-        ) as error:  # of a gradient, of this rank's perhaps only: raised once all are waited for
-            self._failure = error
+        except (TypeError, FloatingPointError) as error:
+            self._failure = error  # of a gradient of this rank only, perhaps: raised once nobody waits
             return Work(storage, (), Whole({}, {}), Whole(named, storage.plan.merged), sink, maximize)
 
     def due(self, works: Sequence[Work]) -> bool:

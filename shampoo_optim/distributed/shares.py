@@ -1,6 +1,6 @@
 """What each rank holds of an optimizer whose state is sharded: stacked state of its own blocks, and how checkpoints see it."""
 
-from collections.abc import Hashable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from functools import partial
 from typing import Any, NamedTuple
 from weakref import WeakKeyDictionary
@@ -20,7 +20,7 @@ from shampoo_optim.distributed.peers import Peers
 from shampoo_optim.loading import check_states
 from shampoo_optim.naming import parameter_name
 from shampoo_optim.placement import Groups, States
-from shampoo_optim.storage import Storage
+from shampoo_optim.storage import Members, Storage
 
 
 class Share(NamedTuple):
@@ -41,19 +41,12 @@ class Shares:
         """Who owns what of the group of a storage."""
         return self._of[storage]
 
-    def storage(
-        self,
-        params: Mapping[str, Tensor],
-        states: Sequence[dict[str, Any]],
-        group: Mapping[str, Any],
-        base: Config | None,
-        key: Hashable,
-    ) -> Storage:
+    def storage(self, members: Members) -> Storage:
         """The stacked state of the blocks of some parameters that this rank owns."""
-        number = next(number for number, each in enumerate(self._groups) if each is group)
-        share = shares(self._groups, base, self._peers.size)[number]
+        number = next(number for number, each in enumerate(self._groups) if each is members.group)
+        share = shares(self._groups, members.base, self._peers.size)[number]
         blocks = share.ownership.kept(self._peers.rank)
-        storage = Storage(params, states, group, base, key, partial(own_blocks, kept=blocks))
+        storage = Storage(members, partial(own_blocks, kept=blocks))
         self._of[storage] = share.ownership
         return storage
 

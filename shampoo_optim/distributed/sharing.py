@@ -5,10 +5,10 @@ are any, all ranks meet, whatever their gradients: see `timetable.py` for why no
 """
 
 import warnings
-from collections.abc import Callable, Collection, Hashable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from contextlib import AbstractContextManager
 from functools import partial
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -25,7 +25,7 @@ from shampoo_optim.distributed.solving import Ask, asks, solve_into
 from shampoo_optim.distributed.tiles import Block, Tile
 from shampoo_optim.placement import Groups, Local, States
 from shampoo_optim.refreshing import refresh_slots
-from shampoo_optim.storage import Storage
+from shampoo_optim.storage import Members, Storage
 from shampoo_optim.work import Work
 
 
@@ -54,15 +54,8 @@ class SharedRoots:
         self._arriving: list[Started] = []
         self._failing: set[tuple[str, str]] = set()  # parameters and factors
 
-    def storage(
-        self,
-        params: Mapping[str, Tensor],
-        states: Sequence[dict[str, Any]],
-        group: Mapping[str, Any],
-        base: Config | None,
-        key: Hashable,
-    ) -> Storage:
-        return Storage(params, states, group, base, key)
+    def storage(self, members: Members) -> Storage:
+        return Storage(members)
 
     def work(self, storage: Storage, params: Sequence[Tensor], *, maximize: bool) -> Work:
         return self._here.work(storage, params, maximize=maximize)
