@@ -41,5 +41,7 @@ def plot_growth(rows: list[dict[str, Any]], path: Path) -> None:
         model = [row["flops"] / rate for row in chosen]
         axes.loglog(sizes, model, ":", color="#777777", label="FLOPs at the rate of the largest")
         axes.set(xlabel=kind, ylabel="milliseconds", title=title)
+        axes.set_xticks(sizes, labels=map(str, sizes))
+        axes.minorticks_off()
         axes.legend(frameon=False)
     figure.savefig(path)

@@ -29,7 +29,7 @@ EMBEDDINGS = ("*embed*", "*wte*", "*wpe*", "*lm_head*", "head.weight", "*.head.w
 
 
 def shampoo(
-    lr: Value = 0.01,
+    lr: Value = 0.014,
     betas: tuple[Value, Value] = (0.9, 0.95),
     *,
     exponent: ModeOptions = 0.5,
