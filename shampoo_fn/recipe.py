@@ -30,7 +30,7 @@ EMBEDDINGS = ("*embed*", "*wte*", "*wpe*", "*lm_head*", "head.weight", "*.head.w
 
 def shampoo(
     lr: Value = 0.014,
-    betas: tuple[Value, Value] = (0.9, 0.95),
+    betas: tuple[Value, Value] = (0.8, 0.95),
     *,
     exponent: ModeOptions = 0.5,
     grafting: Preconditioner | None = Adam(0.95),
