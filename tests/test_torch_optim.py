@@ -83,6 +83,7 @@ PAIRS: dict[str, tuple[Config, Torch]] = {
     "adam-l2-by-recipe": (
         shampoo(
             LR,
+            (0.9, 0.95),
             grafting=Adam(0.99),
             weight_decay=0.1,
             decoupled_weight_decay=False,

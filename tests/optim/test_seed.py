@@ -100,7 +100,8 @@ def test_a_reload_keeps_the_step() -> None:
 
 def test_without_bias_correction_the_filter_is_the_average() -> None:
     params = parameters(torch.float64)
-    optimizer = Shampoo(params.items(), lr=1.0, bias_correction=False, grafting_type="SGD", start_preconditioning_step=99)
+    options = {"betas": (0.9, 0.95), "bias_correction": False, "grafting_type": "SGD", "start_preconditioning_step": 99}
+    optimizer = Shampoo(params.items(), lr=1.0, **options)
     before, (grads,) = snapshot(params), grads_for(params, 1)
     walk(optimizer, params, [grads])
     torch.testing.assert_close(params["first"].detach(), before["first"] - 0.1 * grads["first"])

@@ -11,6 +11,7 @@ import torch
 from torch.nn import Parameter
 
 from shampoo_optim import Shampoo
+from shampoo_optim.options import DEFAULTS
 from tests.optim.support import BUSY, SHAPES, grads_for, parameters, snapshot, walk
 from tests.support import assert_identical
 
@@ -68,7 +69,7 @@ def test_a_checkpoint_of_another_model_names_the_first_mismatch() -> None:
     with pytest.raises(ValueError, match=r"parameter 'second'.*'filtered' of shape \(6, 4\), \(6, 5\) is needed"):
         resuming.load_state_dict(checkpoint)
     assert_identical(before, snapshot(other, resuming))
-    assert resuming.param_groups[0]["lr"] == 0.01
+    assert resuming.param_groups[0]["lr"] == DEFAULTS["lr"]
     adam = torch.optim.AdamW(other.values())
     walk(adam, other, grads_for(other, 1))
     with pytest.raises(ValueError, match="parameter 'first': the checkpoint has no 'skipped', only step, exp_avg"):
