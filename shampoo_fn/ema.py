@@ -11,12 +11,11 @@ from shampoo_fn.transform import (
     Transform,
     Value,
     bias_correction,
-    check_kept_dtype,
     check_value,
     moving_average,
     value_at,
 )
-from shampoo_fn.validate import require
+from shampoo_fn.validate import check_floating, require
 
 
 class EMAState(NamedTuple):
@@ -44,7 +43,7 @@ class EMA(Transform):
         if self.beta3 is not None:
             check_value("beta3", self.beta3, 0.0, 1.0, "a number in [0, 1), a 0-d tensor, a schedule or None")
         require(not (self.nesterov and self.beta3 is not None), "beta3", self.beta3, "None when nesterov=True")
-        check_kept_dtype("dtype", self.dtype)
+        check_floating("dtype", self.dtype)
 
     def init(self, param: Tensor) -> EMAState:
         return EMAState(torch.zeros_like(param, dtype=self.dtype))

@@ -26,12 +26,11 @@ from shampoo_fn.transform import (
     RootSpec,
     Value,
     bias_correction,
-    check_kept_dtype,
     check_value,
     chosen,
     moving_average,
 )
-from shampoo_fn.validate import require
+from shampoo_fn.validate import check_floating, require
 
 LARGEST_RESIDUAL = 0.2  # a root that misses by more is not installed
 LARGEST_BOOST = 1e6
@@ -76,7 +75,7 @@ class Kronecker(Preconditioner):
         require(isinstance(self.solver, Solver), "solver", self.solver, "a Solver, such as Eigh()")
         wide = (None, torch.float32, torch.float64)
         require(self.factor_dtype in wide, "factor_dtype", self.factor_dtype, "torch.float32, torch.float64 or None")
-        check_kept_dtype("root_dtype", self.root_dtype)
+        check_floating("root_dtype", self.root_dtype)
         require(isinstance(self.packed, bool), "packed", self.packed, "True or False")
 
     def modes(self, shape: tuple[int, ...]) -> dict[str, ModePlan]:

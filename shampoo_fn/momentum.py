@@ -6,8 +6,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from shampoo_fn.transform import Clock, Transform, Value, check_kept_dtype, check_value, chosen, value_at
-from shampoo_fn.validate import require
+from shampoo_fn.transform import Clock, Transform, Value, check_value, chosen, value_at
+from shampoo_fn.validate import check_floating, require
 
 
 class MomentumState(NamedTuple):
@@ -32,7 +32,7 @@ class Momentum(Transform):
         check_value("momentum", self.momentum, 0.0, 1.0, "a number in [0, 1), a 0-d tensor or a schedule")
         check_value("dampening", self.dampening, 0.0, 1.0, "a number in [0, 1)")
         require(isinstance(self.nesterov, bool), "nesterov", self.nesterov, "True or False")
-        check_kept_dtype("dtype", self.dtype)
+        check_floating("dtype", self.dtype)
 
     def init(self, param: Tensor) -> MomentumState:
         return MomentumState(torch.zeros_like(param, dtype=self.dtype))

@@ -118,11 +118,6 @@ def check_value(field: str, value: Value, low: float, high: float, allowed: str)
         require(numeric and low <= value < high, field, value, allowed)
 
 
-def check_kept_dtype(field: str, dtype: torch.dtype | None) -> None:
-    """Refuse a dtype that a state cannot be kept in."""
-    require(dtype is None or dtype.is_floating_point, field, dtype, "a floating dtype or None")
-
-
 def moving_average(old: Tensor, new: Tensor, beta: Value, clock: Clock) -> Tensor:
     """`beta old + (1 - beta) new`, or the sum `old + new` if beta is the number 1; `old` itself where not alive."""
     if isinstance(beta, int | float) and beta == 1:

@@ -2,8 +2,16 @@
 
 from typing import Any
 
+import torch
+
 
 def require(condition: bool, field: str, value: Any, allowed: str) -> None:
     """Raise ValueError `field=value: must be allowed` unless the condition holds."""
     if not condition:
         raise ValueError(f"{field}={value!r}: must be {allowed}")
+
+
+def check_floating(field: str, dtype: torch.dtype | None) -> None:
+    """Refuse a dtype in which no state is kept and nothing travels."""
+    proper = dtype is None or (isinstance(dtype, torch.dtype) and dtype.is_floating_point)
+    require(proper, field, dtype, "a floating dtype or None")

@@ -15,7 +15,7 @@ import torch
 
 from shampoo_fn import Config
 from shampoo_fn.layout import Layout, layout, turns
-from shampoo_fn.validate import require
+from shampoo_fn.validate import check_floating, require
 from shampoo_optim.distributed.assignment import assigned_by_turn, lower_bound
 from shampoo_optim.distributed.balance import Balance, at_a_step, loads_of, over_interval
 from shampoo_optim.distributed.digest import described, digest
@@ -40,8 +40,7 @@ class Plan:
     def __post_init__(self) -> None:
         proper = isinstance(self.ranks, int) and not isinstance(self.ranks, bool) and self.ranks >= 1
         require(proper, "ranks", self.ranks, "an integer >= 1")
-        floating = self.dtype is None or (isinstance(self.dtype, torch.dtype) and self.dtype.is_floating_point)
-        require(floating, "dtype", self.dtype, "a floating dtype, such as torch.bfloat16, or None for that of the roots")
+        check_floating("dtype", self.dtype)
 
     @staticmethod
     def of(shapes: Mapping[str, tuple[int, ...]], config: Config, ranks: int, dtype: torch.dtype | None = None) -> "Plan":

@@ -12,7 +12,7 @@ from torch.optim import Optimizer
 
 from shampoo_fn import Config
 from shampoo_fn.layout import layout
-from shampoo_fn.validate import require
+from shampoo_fn.validate import check_floating, require
 from shampoo_optim.configuration import configured, values
 from shampoo_optim.distributed.peers import OfGroup, Peers
 from shampoo_optim.distributed.plan import Plan
@@ -39,8 +39,7 @@ class Scattered(OfGroup):
     lag: int = 0
 
     def __post_init__(self) -> None:
-        floating = self.dtype is None or (isinstance(self.dtype, torch.dtype) and self.dtype.is_floating_point)
-        require(floating, "dtype", self.dtype, "a floating dtype or None")
+        check_floating("dtype", self.dtype)
         whole = isinstance(self.lag, int) and not isinstance(self.lag, bool) and self.lag >= 0
         require(whole, "lag", self.lag, "an integer >= 0")
 
