@@ -29,6 +29,11 @@ class Piece(NamedTuple):
     region: Region
     first: int
 
+    @property
+    def end(self) -> int:
+        """The slot after its last one."""
+        return self.first + self.region.size
+
 
 class Stack(NamedTuple):
     """Blocks of one shape, dtype, device and transform."""
@@ -43,8 +48,7 @@ class Stack(NamedTuple):
     @property
     def size(self) -> int:
         """The number of slots."""
-        last = self.pieces[-1]
-        return last.first + last.region.size
+        return self.pieces[-1].end
 
 
 class Layout(NamedTuple):
@@ -74,16 +78,17 @@ def _plan(parameters: Iterable[Description], config: Config) -> Layout:
     merged: dict[str, tuple[int, ...]] = {}
     regions: dict[str, tuple[Region, ...]] = {}
     stacks: dict[str, Stack] = {}
+    pieces: dict[str, list[Piece]] = {}  # of each stack
     for name, shape, dtype, device in parameters:
         merged[name] = config.blocking.merged(shape)
         regions[name] = config.blocking.regions(merged[name])
         kind = _index_of(config.transform.select(name, merged[name]), transforms)
         for part, region in enumerate(regions[name]):
             key = f"{kind}:{'x'.join(map(str, region.block))}:{str(dtype).removeprefix('torch.')}:{device}"
-            stack = stacks.get(key) or Stack(key, transforms[kind], region.block, dtype, device, ())
-            piece = Piece(name, part, region, stack.size if stack.pieces else 0)
-            stacks[key] = stack._replace(pieces=(*stack.pieces, piece))
-    plan = tuple(stacks.values())
+            stacks.setdefault(key, Stack(key, transforms[kind], region.block, dtype, device, ()))
+            before = pieces.setdefault(key, [])
+            before.append(Piece(name, part, region, before[-1].end if before else 0))
+    plan = tuple(stack._replace(pieces=tuple(pieces[stack.key])) for stack in stacks.values())
     return Layout(plan, merged, regions, {} if torch.compiler.is_compiling() else turns(plan, config))
 
 
@@ -123,7 +128,7 @@ def restricted(plan: Layout, kept: Kept) -> Layout:
             start, stop = kept.get((piece.name, piece.part), (0, 0))
             none = piece.region._replace(counts=(0, *piece.region.counts[1:]))
             for region in piece.region.between(start, stop) or [none]:
-                pieces.append(piece._replace(region=region, first=pieces[-1].first + pieces[-1].region.size if pieces else 0))
+                pieces.append(piece._replace(region=region, first=pieces[-1].end if pieces else 0))
             chosen += range(piece.first + start, piece.first + stop)
         stacks.append(stack._replace(pieces=tuple(pieces)))
         if plan.turns:

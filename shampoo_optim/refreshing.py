@@ -23,11 +23,10 @@ def may_be_due(storage: Storage, parts: Sequence[Chunk]) -> bool:
     """Whether a block of these chunks may be due once this step is counted."""
     cadence = storage.config.cadence
     for chunk in parts:
-        steps = steps_of(storage, chunk.stack)
+        steps = _steps(storage, chunk)
         if steps is None:
             return True
-        slots = slice(chunk.first, chunk.first + chunk.size)
-        distinct = set(zip(steps[slots], storage.plan.turns[chunk.stack.key][slots], strict=True))
+        distinct = set(zip(steps, _turns(storage, chunk), strict=True))
         if any(cadence.due(step + 1, turn) for step, turn in distinct):
             return True
     return False
@@ -117,14 +116,29 @@ def due(storage: Storage, parts: Sequence[Chunk]) -> Due:
 
 def _due(storage: Storage, chunk: Chunk) -> list[int]:
     slots = range(chunk.first, chunk.first + chunk.size)
-    steps = steps_of(storage, chunk.stack)
+    steps = _steps(storage, chunk)
     if steps is None:
         return list(slots)  # nothing can be read: the step that needs the most memory
-    turn = storage.plan.turns[chunk.stack.key]
-    blocks = storage.state.stacks[chunk.stack.key]
-    cpu = chunk.stack.device.type == "cpu"
-    last = blocks.refreshed.tolist() if cpu else [0] * len(steps)
-    return [s for s in slots if steps[s] > last[s] and storage.config.cadence.due(steps[s], turn[s])]
+    last = chunk.state.refreshed.tolist() if chunk.stack.device.type == "cpu" else [0] * len(steps)
+    rows = zip(slots, steps, last, _turns(storage, chunk), strict=True)
+    return [slot for slot, step, before, turn in rows if step > before and storage.config.cadence.due(step, turn)]
+
+
+def _steps(storage: Storage, chunk: Chunk) -> list[int] | None:
+    """`steps_of` the slots of a chunk alone: a stack of many chunks is not read as often as it has chunks."""
+    counts = storage.counts[chunk.stack.key]
+    if counts is None:
+        return None
+    steps: list[int] = chunk.state.step.tolist() if chunk.stack.device.type == "cpu" else counts[_of(chunk)]
+    return steps
+
+
+def _turns(storage: Storage, chunk: Chunk) -> list[int]:
+    return storage.plan.turns[chunk.stack.key][_of(chunk)]
+
+
+def _of(chunk: Chunk) -> slice:
+    return slice(chunk.first, chunk.first + chunk.size)
 
 
 def steps_of(storage: Storage, stack: Stack) -> list[int] | None:

@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.tensor import DTensor
 
-from shampoo_fn import Config, batched
+from shampoo_fn import Config
 from shampoo_fn.layout import layout
 from shampoo_fn.validate import require
 from shampoo_optim.distributed.joint import check_statuses, together
@@ -30,8 +30,7 @@ from shampoo_optim.distributed.routing import Lists, exchange
 from shampoo_optim.distributed.shards import check_shards, mesh_of
 from shampoo_optim.distributed.shares import Shares
 from shampoo_optim.distributed.trip import Trip, joined
-from shampoo_optim.placement import Groups, Placement, States
-from shampoo_optim.refreshing import may_be_due, refresh
+from shampoo_optim.placement import Groups, Local, Placement, States
 from shampoo_optim.storage import Members, Storage
 from shampoo_optim.work import Work
 
@@ -71,6 +70,7 @@ class ExactShards:
         self._known: WeakKeyDictionary[Storage, dict[tuple[str, ...], tuple[Sequence[Outline], Passages]]] = WeakKeyDictionary()
         self._trips: list[Trip] = []  # of the present step, until its updates are sent
         self._failure: Exception | None = None
+        self._here = Local()  # takes the roots of the blocks that are here
 
     def storage(self, members: Members) -> Storage:
         return self._shares.storage(members)
@@ -96,11 +96,10 @@ class ExactShards:
             trip.arrived()
         if self._failure is not None:
             raise self._failure
-        return any(may_be_due(work.storage, work.chunks) for work in works)
+        return self._here.due(works)
 
     def refresh(self, works: Sequence[Work]) -> None:
-        for work in works:
-            refresh(work.storage, work.chunks, batched)
+        self._here.refresh(works)
 
     def finish(self, works: Sequence[Work]) -> None:
         for trip in self._returned(None):

@@ -17,16 +17,15 @@ from torch import Tensor
 from torch.distributed.device_mesh import DeviceMesh
 from torch.optim import Optimizer
 
-from shampoo_fn import Config, batched
+from shampoo_fn import Config
 from shampoo_fn.layout import layout
-from shampoo_fn.validate import require
+from shampoo_fn.validate import check_floating
 from shampoo_optim.distributed.joint import STATUS, check_statuses, together
 from shampoo_optim.distributed.outline import Outbox, Outline, outlines, size_of
 from shampoo_optim.distributed.ownership import Ownership
 from shampoo_optim.distributed.peers import OfGroup, Peers
 from shampoo_optim.distributed.shares import Shares, shares
 from shampoo_optim.placement import Groups, Local, Placement, States
-from shampoo_optim.refreshing import may_be_due, refresh
 from shampoo_optim.storage import Members, Storage, check_undivided
 from shampoo_optim.work import Whole, Work, local_work
 from shampoo_optim.writing import Writer
@@ -47,8 +46,7 @@ class Sharded(OfGroup):
     dtype: torch.dtype | None = None
 
     def __post_init__(self) -> None:
-        floating = self.dtype is None or (isinstance(self.dtype, torch.dtype) and self.dtype.is_floating_point)
-        require(floating, "dtype", self.dtype, "a floating dtype or None")
+        check_floating("dtype", self.dtype)
 
     def place(self, groups: Groups) -> Placement:
         peers = Peers.of(self.process_group)
@@ -70,6 +68,7 @@ class OwnBlocks:
         self._known: WeakKeyDictionary[Storage, dict[tuple[str, ...], Sequence[Outline]]] = WeakKeyDictionary()
         self._boxes: Sequence[Outbox] = ()  # of the present step, until they have been sent
         self._failure: Exception | None = None
+        self._here = Local()  # takes the roots of the blocks that are here
 
     def storage(self, members: Members) -> Storage:
         check_undivided(members.params)
@@ -89,11 +88,10 @@ class OwnBlocks:
         self._boxes = [box for work in works if isinstance(box := work.sink, Outbox)]
         if self._failure is not None:
             raise self._failure
-        return any(may_be_due(work.storage, work.chunks) for work in works)
+        return self._here.due(works)
 
     def refresh(self, works: Sequence[Work]) -> None:
-        for work in works:
-            refresh(work.storage, work.chunks, batched)
+        self._here.refresh(works)
 
     def finish(self, works: Sequence[Work]) -> None:
         boxes, received = self._boxes, self._gathered(None)

@@ -1,7 +1,8 @@
 """The units of root work: tiles of equal factors that are due together, cut from the global list of blocks alone.
 
-A root by eigendecomposition differs in its last bits with the matrices that share its batch and with the number of threads. So
-what is solved together must not depend on who solves it: a unit holds the same slots however many ranks there are.
+The default solver on a CPU gives a root the same bits in every batch; others may not, such as `CoupledNewton`, which multiplies
+a whole batch at once. So what is solved together must not depend on who solves it: a unit holds the same slots however many
+ranks there are.
 """
 
 from collections.abc import Iterator
