@@ -15,6 +15,15 @@ KNOBS: dict[str, Experiment] = {
         setting("Adam(.999)", graft_beta2=0.999, elementwise_beta2=0.95),
         setting("RMS 0.2", graft="rms", elementwise_beta2=0.95),
     ),
+    "grafting-without-adam": Experiment(
+        "Step lengths that need a learning rate of their own: from SGD (everything preconditioned), and none (exponent 1/4).",
+        "gpt",
+        [
+            *(setting(f"SGD, lr {lr}", graft="sgd", diagonal=[], vectors="full", lr=lr) for lr in (0.05, 0.2, 0.8, 3.2)),
+            *(setting(f"none, lr {lr}", graft="none", exponent=0.25, lr=lr) for lr in (0.01, 0.02, 0.04, 0.08, 0.16)),
+        ],
+        steps=SHORT,
+    ),
     "filter": knob(
         "Decay of the gradient filter, and look-ahead.",
         *(setting(f"beta1 {beta1}", beta1=beta1) for beta1 in (0.9, 0.8, 0.7, 0.0, 0.95)),
