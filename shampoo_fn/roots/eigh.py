@@ -9,7 +9,7 @@ from torch.linalg import LinAlgError  # type: ignore[attr-defined]  # documented
 from shampoo_fn.roots.derivative import linearised
 from shampoo_fn.roots.gram import gram
 from shampoo_fn.roots.residual import checked
-from shampoo_fn.roots.ridge import add_ridge, power
+from shampoo_fn.roots.ridge import add_ridge, power, times
 from shampoo_fn.roots.solver import Roots, Solver, check_dtype, each_by_threads
 from shampoo_fn.tracing import is_traced
 from shampoo_fn.validate import require
@@ -53,9 +53,11 @@ class Eigh(Solver):
             problem = problem._replace(matrices=problem.matrices + torch.diag_embed(lift.expand_as(eigenvalues)))
         floor = torch.finfo(eigenvalues.dtype).eps * eigenvalues[:, -1:].abs()
         eigenvalues = torch.maximum(eigenvalues, floor)  # what is lifted here shows in the residual
-        roots = gram(eigenvectors * power(eigenvalues, -exponent / 2)[:, None, :])
+        halves = power(eigenvalues, -exponent / 2)[:, None, :]
         if self.exact_derivative:
-            roots = linearised(roots, problem.matrices, eigenvalues, eigenvectors, exponent)
+            roots = linearised(gram(eigenvectors * halves), problem.matrices, eigenvalues, eigenvectors, exponent)
+        else:
+            roots = gram(times(eigenvectors, halves))
         return checked(roots, problem, exponent, matrices.dtype)
 
 

@@ -13,7 +13,7 @@ import math
 import torch
 from torch import Tensor
 
-from shampoo_fn.roots.ridge import Ridged, add_to_diagonal, power
+from shampoo_fn.roots.ridge import Ridged, add_to_diagonal, power, times
 from shampoo_fn.roots.solver import Roots
 
 PROBES = 4
@@ -72,8 +72,11 @@ def checked(roots: Tensor, problem: Ridged, exponent: float, dtype: torch.dtype)
 
 
 def handed_out(roots: Tensor, residuals: Tensor, problem: Ridged, exponent: float, dtype: torch.dtype) -> Roots:
-    """Undo the scale and cast to `dtype`; the identity, with an infinite residual, where nothing usable came out."""
-    unscaled = (roots * power(problem.scale, -exponent)[:, None, None]).to(dtype)
+    """Undo the scale and cast to `dtype`; the identity, with an infinite residual, where nothing usable came out.
+
+    `roots` may be written over.
+    """
+    unscaled = times(roots, power(problem.scale, -exponent)[:, None, None]).to(dtype)
     good = problem.finite & (residuals < torch.inf) & entries_are_finite(unscaled)
     usable = add_to_diagonal(torch.where(good[:, None, None], unscaled, 0.0), (~good).to(dtype))
     return Roots(usable, torch.where(good, residuals, torch.inf))

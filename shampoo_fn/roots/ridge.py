@@ -62,6 +62,11 @@ def add_to_diagonal(fresh: Tensor, values: Tensor) -> Tensor:
     return fresh
 
 
+def times(fresh: Tensor, factors: Tensor) -> Tensor:
+    """`factors * M` [batch, n, n], written into `fresh` as above; factors broadcast."""
+    return fresh * factors if is_traced(fresh) or fresh.requires_grad else fresh.mul_(factors)
+
+
 def add_ridge(
     matrices: Tensor, dtype: torch.dtype | None = None, *, relative_epsilon: float, epsilon: float, boost: Tensor | None = None
 ) -> Ridged:
