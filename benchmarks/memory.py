@@ -1,105 +1,123 @@
-"""What a step of `shampoo_optim.Shampoo` costs beside its state: peak of the temporaries, and time against AdamW.
+"""What Shampoo keeps, and what a step needs beside it: the state over the parameters, the temporaries over the state.
 
-    python -m benchmarks.memory
+    python -m benchmarks.memory            a table, a picture and a JSON file in benchmarks/results
+    python -m benchmarks.memory --quick    the smallest model alone, nothing compiled
 
-Temporaries are counted by storage, as torch allocates them (LAPACK's own workspace is not). Times are medians, on one thread:
-with more, such small work mostly waits for threads to be scheduled.
+Temporaries are every tensor that a step allocates, those inside compiled graphs included, counted by torch's own allocator: the
+most that were alive at once. LAPACK's work space is not among them. A steady step takes no roots; a refresh takes all of them,
+in float64 and one factor for each thread at a time, which is why more threads need more.
 """
 
-import time
-import weakref
-from collections.abc import Callable, Iterable
-from statistics import median
+import argparse
+import json
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from matplotlib.figure import Figure
 from torch.nn import Parameter
-from torch.optim import AdamW, Optimizer
-from torch.utils._python_dispatch import TorchDispatchMode
+from torch.profiler import ProfilerActivity, profile
+from tqdm import tqdm
 
+from benchmarks.shapes import Shapes, gpt2
 from shampoo_optim import Shampoo
 
-EVERYTHING = {"momentum": 0.9, "grafting_type": "ADAM", "precondition_frequency": 3}
-MODELS: dict[str, tuple[int, tuple[int, int], dict[str, Any]]] = {
-    "64 of 256 x 256, defaults": (64, (256, 256), {"precondition_frequency": 3}),
-    "64 of 256 x 256, momentum, Adam": (64, (256, 256), EVERYTHING),
-    "32 of 512 x 512, momentum, Adam": (32, (512, 512), EVERYTHING),
-    "32 of 512 x 512, staggered": (32, (512, 512), EVERYTHING | {"precondition_frequency": 10, "staggered": True}),
-    "10 of 1024 x 1024, momentum, Adam": (10, (1024, 1024), EVERYTHING),
+RESULTS = Path(__file__).parent / "results"
+INTERVAL = 3  # steps between roots, the first step included
+OPTIONS: dict[str, dict[str, Any]] = {
+    "defaults": {},
+    "compiled": {"compile": True},
+    "momentum": {"momentum": 0.9, "betas": (0.0, 0.95)},
+    "packed": {"packed": True},
+    "packed, compiled": {"packed": True, "compile": True},
+    "packed, bfloat16": {"packed": True, "state_dtype": torch.bfloat16},
+    "filter and momentum, packed": {"momentum": 0.9, "packed": True},
 }
 
 
-class Temporaries(TorchDispatchMode):
-    """The bytes of all storages that were allocated inside and are alive, and the most of them at any time."""
-
-    def __init__(self, known: Iterable[Tensor]) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
-        self._known = {tensor.untyped_storage().data_ptr() for tensor in known}
-        self._alive: dict[int, int] = {}
-        self.peak = 0
-
-    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        result = function(*args, **(kwargs or {}))
-        for tensor in result if isinstance(result, tuple | list) else [result]:
-            if isinstance(tensor, Tensor):
-                self._see(tensor.untyped_storage())
-        return result
-
-    def _see(self, storage: torch.UntypedStorage) -> None:
-        address = storage.data_ptr()
-        if address and address not in self._known and address not in self._alive:
-            self._alive[address] = storage.nbytes()
-            self.peak = max(self.peak, sum(self._alive.values()))
-            weakref.finalize(storage, self._alive.pop, address, None)
+def squares(count: int, n: int) -> Shapes:
+    """So many matrices of n x n."""
+    return {f"w{index}": (n, n) for index in range(count)}
 
 
-def problem(
-    make: Callable[[list[Parameter]], Optimizer], count: int, shape: tuple[int, int]
-) -> tuple[list[Parameter], Optimizer]:
-    """Parameters with gradients, and their optimizer after its first step."""
-    params = [Parameter(torch.randn(shape)) for _ in range(count)]
-    for param in params:
-        param.grad = torch.randn(shape)
-    optimizer = make(params)
-    optimizer.step()
-    return params, optimizer
+def gpt2_layers(count: int) -> Shapes:
+    """The first layers of GPT-2 124M."""
+    kept = tuple(f"h.{index}." for index in range(count))
+    return {name: shape for name, shape in gpt2().items() if name.startswith(kept)}
 
 
-def peaks(count: int, shape: tuple[int, int], options: dict[str, Any]) -> tuple[float, list[float]]:
-    """Bytes of the state over those of the parameters; peak of temporaries over the state, in each of three steps."""
-    params, optimizer = problem(lambda p: Shampoo(p, **options), count, shape)
-    held = [value for entries in optimizer.state.values() for value in entries.values()]
-    state = sum(value.nbytes for value in held)
-    found = []
-    for _ in range(3):
-        with Temporaries([*params, *(p.grad for p in params if p.grad is not None), *held]) as temporaries:
-            optimizer.step()
-        found.append(temporaries.peak / state)
-    return state / sum(param.nbytes for param in params), found
+FEW = ("defaults", "compiled")  # the settings that the largest model is measured with: its roots take minutes
+MODELS: dict[str, Callable[[], Shapes]] = {
+    "64 of 256 x 256": lambda: squares(64, 256),
+    "32 of 512 x 512": lambda: squares(32, 512),
+    "10 of 1024 x 1024": lambda: squares(10, 1024),
+    "12 layers of GPT-2": lambda: gpt2_layers(12),
+}
 
 
-def step_time(make: Callable[[list[Parameter]], Optimizer], steps: int = 40) -> float:
-    """Median milliseconds of a step on 500 tensors of 16 x 16."""
-    _, optimizer = problem(make, 500, (16, 16))
-    times = []
-    for _ in range(steps):
-        start = time.perf_counter()
+def peak(run: Callable[[], object]) -> int:
+    """The most bytes that were allocated at once while it ran, above those before it."""
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
+        run()
+    alive = most = 0
+    for event in profiler.profiler.kineto_results.events():
+        if event.name() == "[memory]":
+            alive += event.nbytes()
+            most = max(most, alive)
+    return most
+
+
+def measured(shapes: Shapes, options: Mapping[str, Any]) -> dict[str, float]:
+    """The state over the parameters, and the temporaries of a steady and of a refresh step over the state."""
+    params = {name: Parameter(0.02 * torch.randn(shape)) for name, shape in shapes.items()}
+    for param in params.values():
+        param.grad = torch.randn_like(param)
+    optimizer = Shampoo(params.items(), precondition_frequency=INTERVAL, **options)
+    for _ in range(INTERVAL):  # everything allocated, compiled and refreshed once
         optimizer.step()
-        times.append(time.perf_counter() - start)
-    return 1000 * median(times)
+    state = sum(value.nbytes for entries in optimizer.state.values() for value in entries.values())
+    peaks = [peak(optimizer.step) / state for _ in range(INTERVAL)]
+    return {"state": state / sum(param.nbytes for param in params.values()), "steady": peaks[0], "refresh": max(peaks)}
 
 
-def main() -> None:
-    for name, (count, shape, options) in MODELS.items():
-        ratio, found = peaks(count, shape, options)
-        shown = ", ".join(f"{100 * peak:.1f} %" for peak in found)
-        print(f"{name}: state {ratio:.2f} x the parameters; temporaries of three steps {shown} of the state")
-    torch.set_num_threads(1)
-    adamw = step_time(lambda p: AdamW(p, foreach=True))
-    for name, options in (("defaults", {}), ("momentum, Adam, decay", EVERYTHING | {"weight_decay": 0.1})):
-        ours = step_time(lambda p, options=options: Shampoo(p, **options | {"precondition_frequency": 1000}))  # type: ignore[misc]
-        print(f"500 of 16 x 16, {name}: {ours:.1f} ms between roots, AdamW(foreach=True) {adamw:.1f} ms")
+def plot(found: Mapping[str, Mapping[str, Mapping[str, float]]], path: Path) -> None:
+    """Temporaries over the state, a bar for each setting and kind of step."""
+    figure = Figure(figsize=(10, 4), dpi=150, layout="constrained")
+    panels = figure.subplots(1, len(found), sharey=True, squeeze=False)[0]
+    for axes, (model, rows) in zip(panels, found.items(), strict=True):
+        for shift, (kind, colour) in enumerate((("steady", "#0072b2"), ("refresh", "#d55e00"))):
+            places = [index + 0.4 * shift for index in range(len(rows))]
+            axes.barh(places, [100 * row[kind] for row in rows.values()], height=0.38, color=colour, label=kind)
+        axes.set_yticks([index + 0.2 for index in range(len(rows))], labels=list(rows))
+        axes.set(title=model, xlabel="temporaries, % of the state")
+    panels[-1].legend(frameon=False)
+    figure.savefig(path)
+
+
+def main(arguments: Sequence[str] | None = None) -> dict[str, dict[str, dict[str, float]]]:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quick", action="store_true", help="the smallest model alone, nothing compiled")
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--results", type=Path, default=RESULTS)
+    given = parser.parse_args(arguments)
+    torch.set_num_threads(given.threads)
+    cases = [(model, name) for model in MODELS for name in (FEW if model == list(MODELS)[-1] else OPTIONS)]
+    if given.quick:
+        cases = [(next(iter(MODELS)), name) for name, options in OPTIONS.items() if "compile" not in options]
+    found: dict[str, dict[str, dict[str, float]]] = {model: {} for model, _ in cases}
+    for model, name in tqdm(cases, desc="memory"):
+        torch.manual_seed(0)
+        row = found[model][name] = measured(MODELS[model](), OPTIONS[name])
+        tqdm.write(
+            f"{model}, {name}: state {row['state']:.3f} x the parameters, temporaries of a steady step "
+            f"{100 * row['steady']:.1f} %, of a refresh {100 * row['refresh']:.1f} % of the state"
+        )
+    given.results.mkdir(parents=True, exist_ok=True)
+    record = {"torch": torch.__version__, "threads": given.threads, "models": found}
+    (given.results / "memory.json").write_text(json.dumps(record, indent=1))
+    plot(found, given.results / "memory.png")
+    return found
 
 
 if __name__ == "__main__":

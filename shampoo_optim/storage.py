@@ -16,8 +16,9 @@ from shampoo_fn.checks import check_grads
 from shampoo_fn.layout import Layout, layout
 from shampoo_fn.state import check_tensor
 from shampoo_fn.tracing import is_traced
+from shampoo_fn.tree import flatten
 from shampoo_fn.validate import require
-from shampoo_optim.chunks import Chunk, chunks, limit_of, tiles
+from shampoo_optim.chunks import Chunk, chunks, limit_of, mark_batch, tiles
 from shampoo_optim.configuration import Dials, backend, configured, constant, shape, values
 from shampoo_optim.entries import as_tensor, check_entries, entries
 
@@ -128,7 +129,10 @@ class Storage:
 
     def _chunks(self, present: Mapping[str, Tensor] | None) -> list[Chunk]:
         pairs = zip(self.plan.stacks, self._tiles, strict=True)
-        return [c for stack, parts in pairs for c in chunks(stack, self.state.stacks[stack.key], parts, present, self.limit)]
+        found = [c for stack, parts in pairs for c in chunks(stack, self.state.stacks[stack.key], parts, present, self.limit)]
+        for chunk in found if self.backend is not None else ():
+            mark_batch(flatten(chunk.state).values())
+        return found
 
     def turn_dials(self, group: Mapping[str, Any]) -> None:
         """Let the config say what the group says now."""

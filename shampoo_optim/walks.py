@@ -19,8 +19,8 @@ from shampoo_fn.layout import Stack
 from shampoo_fn.lift import Blocks, Changes, accumulate_stack, precondition_stack
 from shampoo_fn.state import BlockState
 from shampoo_fn.tracing import is_traced
-from shampoo_fn.tree import changed, flatten
-from shampoo_optim.chunks import Chunk
+from shampoo_fn.tree import changed
+from shampoo_optim.chunks import Chunk, mark_batch
 from shampoo_optim.storage import Storage
 
 
@@ -71,9 +71,7 @@ def _compiled(walk: _Walk, backend: str) -> _Walk:
     def call(stack: Stack, config: Config, state: BlockState, blocks: Blocks, norms: Tensor | None = None) -> Any:
         # a gradient that is not finite is masked inside the graph, and none is another graph
         blocks = blocks._replace(all_alive=False)
-        for tensor in (*flatten(state).values(), blocks.grads, blocks.alive, blocks.params, norms):
-            if tensor is not None:
-                torch._dynamo.maybe_mark_dynamic(tensor, 0)
+        mark_batch(tensor for tensor in (blocks.grads, blocks.alive, blocks.params, norms) if tensor is not None)
         return graph(stack, config, state, blocks, norms)
 
     return call

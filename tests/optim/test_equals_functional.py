@@ -75,7 +75,7 @@ def test_grafting_by_name(name: GraftingType, grafting: Any) -> None:
 
 
 def test_chunks_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("shampoo_optim.chunks.SMALLEST_LIMIT", 40)
+    monkeypatch.setattr("shampoo_optim.chunks.SMALLEST_LIMIT", 20)
     params = parameters(torch.float64, SHAPES | {"large": (13, 10)})
     config = shampoo(max_preconditioner_dim=4, weight_decay=0.1, grafting=Adam(0.95))
     optimizer = Shampoo(params.items(), max_preconditioner_dim=4, weight_decay=0.1, grafting_type="adam")
