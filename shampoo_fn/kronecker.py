@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from shampoo_fn.gram import gram
 from shampoo_fn.modes import FULL, ModeOptions, ModePlan, check_exponent, check_factors, frozen
 from shampoo_fn.preconditioner import Preconditioner, RootState
 from shampoo_fn.roots.eigh import Eigh
@@ -102,7 +103,7 @@ class Kronecker(Preconditioner):
         factors = {}
         for mode, factor in state.factors.items():
             unfolded = unfold(grad, int(mode)).to(factor.dtype)
-            statistic = self._kept(unfolded @ unfolded.mT) if factor.dim() == 2 else unfolded.square().sum(-1)
+            statistic = self._kept(gram(unfolded)) if factor.dim() == 2 else unfolded.square().sum(-1)
             factors[mode] = moving_average(factor, statistic, self.beta2, clock)
         return state._replace(factors=factors)
 
@@ -154,10 +155,9 @@ def accepted(old: RootState, new: Roots, clock: Clock) -> RootState:
     """The new root if its residual is good, else the old one with a larger ridge next time; `old` where not alive."""
     good = new.residuals < LARGEST_RESIDUAL
     boost = torch.where(good, (old.boost / 10).clamp_min(1.0), (old.boost * 10).clamp_max(LARGEST_BOOST))
-    tried = RootState(
-        inverse_root=torch.where(good, new.roots.to(old.inverse_root.dtype), old.inverse_root),
-        residual=new.residuals.to(old.residual.dtype),
-        failures=torch.where(good, 0, old.failures + 1),
-        boost=boost,
-    )
-    return RootState(*(chosen(clock.certain or clock.alive, now, before) for now, before in zip(tried, old, strict=True)))
+    counts = new.residuals.to(old.residual.dtype), torch.where(good, 0, old.failures + 1), boost
+    before = old.residual, old.failures, old.boost
+    alive = clock.certain or clock.alive
+    # one choice between the two roots for both reasons: each is another pass over matrices that are no longer in the cache
+    root = torch.where(good & clock.alive, new.roots.to(old.inverse_root.dtype), old.inverse_root)
+    return RootState(root, *(chosen(alive, now, then) for now, then in zip(counts, before, strict=True)))

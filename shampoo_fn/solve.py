@@ -45,7 +45,9 @@ def batched(jobs: Sequence[Job]) -> list[Roots]:
 
 
 def _solve(jobs: list[Job]) -> Roots:
-    factors, boost = torch.cat([job.factors for job in jobs]), torch.cat([job.boost for job in jobs])
+    factors, boost = jobs[0].factors, jobs[0].boost
+    if len(jobs) > 1:
+        factors, boost = torch.cat([job.factors for job in jobs]), torch.cat([job.boost for job in jobs])
     exponent, solver = jobs[0].exponent, jobs[0].solver
     if factors.dim() == 3:
         return solver(factors, exponent, boost)

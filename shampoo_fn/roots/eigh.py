@@ -6,8 +6,8 @@ import torch
 from torch import Tensor
 from torch.linalg import LinAlgError  # type: ignore[attr-defined]  # documented, but missing from its __all__
 
+from shampoo_fn.gram import gram
 from shampoo_fn.roots.derivative import linearised
-from shampoo_fn.roots.gram import gram
 from shampoo_fn.roots.residual import checked
 from shampoo_fn.roots.ridge import add_ridge, power, times
 from shampoo_fn.roots.solver import Roots, Solver, check_dtype, each_by_threads
