@@ -23,6 +23,7 @@ from tqdm import tqdm
 from benchmarks.gpt import GPT, loss
 from benchmarks.step_floor import bare_products, flops, traffic
 from benchmarks.step_growth import growth, plot_growth
+from benchmarks.step_stages import by_stage
 from shampoo_fn.tree import flatten
 from shampoo_optim import Shampoo
 from shampoo_optim.storage import Storage
@@ -101,7 +102,8 @@ def steady(shapes: Shapes, block: int, rounds: int, *, compiled: bool) -> dict[s
     count, moved = flops(plan), traffic(plan)
     rate = count / times["bare products"] / 1e6
     title = f"steady step, block {block}: {count / 1e9:.2f} GFLOP ({rate:.0f} GFLOP/s bare), {moved / 1e6:.0f} MB"
-    return table(title, times, "bare products") | {"flops": count, "bytes": moved}
+    found = table(title, times, "bare products") | {"flops": count, "bytes": moved}
+    return found | {"stages": by_stage(storage_of(eager), storage_of(runs["compiled"]) if compiled else None, rounds, measured)}
 
 
 def refreshing(shapes: Shapes, block: int, rounds: int) -> dict[str, Any]:

@@ -17,30 +17,53 @@ from shampoo_optim.storage import Storage
 
 def flops(plan: Layout) -> int:
     """FLOPs of all Gram matrices and all products with roots."""
-    return sum(stack.size * 4 * sum(_full(stack)) * prod(stack.block) for stack in plan.stacks)
+    return sum(stack.size * 4 * sum(full_modes(stack)) * prod(stack.block) for stack in plan.stacks)
 
 
 def traffic(plan: Layout) -> int:
     """Bytes of a step in float32 whose filter is on and whose grafting keeps nothing."""
-    elements = sum(stack.size * (6 * prod(stack.block) + 3 * sum(n * n for n in _full(stack))) for stack in plan.stacks)
+    elements = sum(stack.size * (6 * prod(stack.block) + 3 * sum(n * n for n in full_modes(stack))) for stack in plan.stacks)
     return 4 * elements
 
 
-def bare_products(storage: Storage) -> Callable[[], None]:
-    """The same products and nothing else, in one batched call for each shape and mode."""
-    work: list[tuple[Tensor, list[Tensor]]] = []
-    for stack in storage.plan.stacks:
-        if len(stack.block) == 2 and len(_full(stack)) == 2:
-            work.append((torch.randn(stack.size, *stack.block), [torch.randn(stack.size, n, n) for n in stack.block]))
+def bare_grams(plan: Layout) -> Callable[[], None]:
+    """The Gram matrices and nothing else, in one batched call for each shape and mode."""
+    work = _matrices(plan)
 
     def run() -> None:
-        for blocks, (left, right) in work:
+        for blocks in work:
             blocks @ blocks.mT
             blocks.mT @ blocks
+
+    return run
+
+
+def bare_roots_applied(plan: Layout) -> Callable[[], None]:
+    """The products with roots and nothing else."""
+    work = [(blocks, *(torch.randn(len(blocks), n, n) for n in blocks.shape[1:])) for blocks in _matrices(plan)]
+
+    def run() -> None:
+        for blocks, left, right in work:
             (left @ blocks) @ right
 
     return run
 
 
-def _full(stack: Stack) -> list[int]:
+def bare_products(storage: Storage) -> Callable[[], None]:
+    """Both."""
+    grams, applied = bare_grams(storage.plan), bare_roots_applied(storage.plan)
+
+    def run() -> None:
+        grams()
+        applied()
+
+    return run
+
+
+def full_modes(stack: Stack) -> list[int]:
+    """The sizes of the modes that have a matrix factor."""
     return [spec.n for spec in stack.transform.root_specs(stack.block).values() if spec.full]
+
+
+def _matrices(plan: Layout) -> list[Tensor]:
+    return [torch.randn(stack.size, *stack.block) for stack in plan.stacks if len(full_modes(stack)) == len(stack.block) == 2]

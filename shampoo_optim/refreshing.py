@@ -49,11 +49,20 @@ def refresh(storage: Storage, parts: Sequence[Chunk], solve: Solve) -> None:
 
 def refresh_slots(storage: Storage, wanted: Due, solve: Solve) -> None:
     """New roots for these slots."""
-    for batch in batches(wanted, storage.limit):
+    # a thread takes a root at a time: fewer factors at once would leave threads without
+    threads = torch.get_num_threads() if storage.params[0].device.type == "cpu" else 1
+    for batch in batches(wanted, storage.limit, threads):
         asked = [jobs_at(storage, stack, slots, _owners(stack, slots)) for stack, slots in batch]
-        solved = iter(solve([job for jobs in asked for job in jobs.values()]))
+        solved = _solved([job for jobs in asked for job in jobs.values()], solve, storage.limit, threads)
         for (stack, slots), jobs in zip(batch, asked, strict=True):
             install_at(storage, stack, slots, {path: next(solved) for path in jobs})
+
+
+def _solved(jobs: list[Job], solve: Solve, limit: int, threads: int) -> Iterator[Roots]:
+    """The roots of each job; large ones that keep all threads busy one after the other: together they are copied once more."""
+    if sum(job.factors.numel() for job in jobs) > limit and all(len(job.factors) >= threads for job in jobs):
+        return (solve([job])[0] for job in jobs)
+    return iter(solve(jobs))
 
 
 def jobs_at(storage: Storage, stack: Stack, slots: list[int], owners: Sequence[str]) -> dict[str, Job]:
@@ -77,33 +86,35 @@ def install_at(
 
 
 def part_at(storage: Storage, stack: Stack, slots: list[int]) -> tuple[BlockState, Callable[[Changes], BlockState]]:
-    """The state of some slots, and how to write changes of it; views where the slots are neighbours."""
+    """The state of some slots, and how to write changes of it; views where the slots are evenly spaced."""
     blocks = storage.state.stacks[stack.key]
-    first, size = slots[0], len(slots)
-    if slots == list(range(first, first + size)):
-        near = map_tree(lambda leaf: leaf.narrow(0, first, size), blocks)
+    spacing = max(1, slots[1] - slots[0]) if len(slots) > 1 else 1
+    places = range(slots[0], slots[0] + spacing * len(slots), spacing)
+    if slots == list(places):
+        near = map_tree(lambda leaf: leaf[places.start : places.stop : spacing], blocks)
         return near, lambda new: changed(near, new, lambda before, after: before.copy_(after))
     index = torch.tensor(slots, device=blocks.step.device)
     write = partial(changed, blocks, write=lambda before, after: before.index_copy_(0, index, after))
     return taken(blocks, index), write
 
 
-def batches(wanted: Due, limit: int) -> Iterator[Due]:
-    """Slots in batches whose factors have a bounded number of elements."""
+def batches(wanted: Due, limit: int, least: int = 1) -> Iterator[Due]:
+    """Slots in batches whose factors have a bounded number of elements, unless that makes fewer factors than `least`."""
     batch: Due = []
-    filled = 0
+    filled = count = 0
     for stack, slots in wanted:
         specs = stack.transform.root_specs(stack.block).values()
         each = sum(spec.n**2 if spec.full else spec.n for spec in specs)
         for slot in slots:
-            if batch and filled + each > limit:
+            if batch and filled + each > limit and count >= least:
                 yield batch
-                batch, filled = [], 0
+                batch, filled, count = [], 0, 0
             if batch and batch[-1][0] is stack:
                 batch[-1][1].append(slot)
             else:
                 batch.append((stack, [slot]))
             filled += each
+            count += len(specs)
     if batch:
         yield batch
 

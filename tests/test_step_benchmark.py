@@ -26,5 +26,8 @@ def test_every_table_has_its_rows() -> None:
     steady = step.steady(SHAPES, 8, 1, compiled=False)
     assert steady["milliseconds"].keys() == {"bare products", "eager", "packed", "AdamW(fused=True)"}
     assert all(time > 0 for time in steady["milliseconds"].values())
+    assert steady["stages"].keys() == {"statistics", "update", "roots"}
+    assert all(time > 0 for stage in steady["stages"].values() for time in stage["milliseconds"].values())
+    assert steady["stages"]["statistics"]["flops"] + steady["stages"]["update"]["flops"] == steady["flops"]
     assert step.refreshing(SHAPES, 8, 1)["milliseconds"].keys() == {"torch.linalg.eigh, float32", "step, all roots due"}
     assert step.staggering(SHAPES, 8, 1)["staggered"] >= 1
