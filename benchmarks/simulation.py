@@ -1,7 +1,7 @@
 """Simulated seconds of an optimizer's step, for five ways to spread it over ranks.
 
     replicated        every rank does everything; nothing is sent
-    scattered roots   every rank updates all blocks, each takes some of the roots; one all-gather of roots a refresh
+    scattered roots   every rank updates all blocks, each takes some of the roots; one exchange of roots a refresh
     ... in groups     the same, by the eight ranks of a machine among themselves
     sharded state     each rank does everything for the blocks it owns; one all-gather of updates a step
     FSDP2, exact      the same, for gradients and parameters in shards; two all-to-alls a step, to the owner and back
@@ -28,6 +28,7 @@ from shampoo_fn import Config, shampoo
 from shampoo_fn.layout import Layout, Stack, layout
 from shampoo_optim.distributed.ownership import Ownership, load_of, owned
 from shampoo_optim.distributed.plan import Plan
+from shampoo_optim.distributed.traffic import Moved
 
 GROUP = 8  # ranks of a machine
 
@@ -94,12 +95,21 @@ def replicated(problem: Problem, ranks: int, machine: Machine) -> Simulated:
 def scattered(problem: Problem, ranks: int, machine: Machine) -> Simulated:
     """Each rank takes the roots that it owns."""
     plan = Plan(problem.layout, problem.config, ranks)
-    sent = [plan.bytes_per_refresh.get(turn, 0) for turn in range(plan.interval)]
+    moved = [plan.moved.get(turn, Moved(0, 0)) for turn in range(plan.interval)]
     steps = [
-        steady(problem.whole, machine) + machine.root(work) + (machine.all_gather(size, ranks) if size else 0.0)
-        for work, size in zip(_busiest(plan), sent, strict=True)
+        steady(problem.whole, machine) + machine.root(work) + exchange(each, ranks, machine)
+        for work, each in zip(_busiest(plan), moved, strict=True)
     ]
-    return _summary(steps, sent, problem.whole.state)
+    return _summary(steps, [each.arriving for each in moved], problem.whole.state)
+
+
+def exchange(moved: Moved, ranks: int, machine: Machine) -> float:
+    """Seconds of an exchange of roots. Unequal segments: it waits for the rank that sends the longest one to all others."""
+    if not moved.arriving:
+        return 0.0
+    if moved.even(ranks):
+        return machine.all_gather(moved.arriving, ranks)
+    return machine.all_to_all(ranks * moved.longest, ranks)
 
 
 def scattered_in_groups(problem: Problem, ranks: int, machine: Machine) -> Simulated:

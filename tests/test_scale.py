@@ -2,9 +2,11 @@
 
 import csv
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import pytest
 import torch
@@ -16,7 +18,7 @@ from torch.nn import Parameter, ParameterDict
 
 from benchmarks.machine import Machine
 from benchmarks.scale import main
-from benchmarks.simulation import GROUP, MODES, Problem, Simulated
+from benchmarks.simulation import GROUP, MODES, Problem, Simulated, exchange
 from benchmarks.volumes import owned_bytes, shard_bytes, traded_bytes, update_bytes
 from shampoo_fn import shampoo
 from shampoo_fn.layout import layout
@@ -25,6 +27,7 @@ from shampoo_optim.distributed import FullySharded, Scattered, Sharded
 from shampoo_optim.distributed.exchange import DIGEST
 from shampoo_optim.distributed.ownership import owned
 from shampoo_optim.distributed.plan import Plan
+from shampoo_optim.distributed.traffic import Moved
 from tests.distributed.support import spawned
 from tests.support import model
 
@@ -34,44 +37,42 @@ STEPS = 9
 ALL_GATHER = "all_gather_single" if hasattr(dist, "all_gather_single") else "all_gather_into_tensor"  # its name since 2.13
 
 
-class Counted(list[int]):
+@contextmanager
+def counting(name: str, found: list[int]) -> Iterator[None]:
     """Notes the bytes that arrive in every call of a collective in the present process."""
+    real = getattr(dist, name)
 
-    def __init__(self, name: str) -> None:
-        super().__init__()
-        self._name, self._real = name, getattr(dist, name)
+    def noted(output: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
+        found.append(output.nbytes)
+        return real(output, *args, **kwargs)
 
-    def __enter__(self) -> "Counted":
-        setattr(dist, self._name, self._noted)
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        setattr(dist, self._name, self._real)
-
-    def _noted(self, output: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
-        self.append(output.numel() * output.element_size())
-        return self._real(output, *args, **kwargs)
+    with patch.object(dist, name, noted):
+        yield
 
 
 def steps_of(
-    params: dict[str, Any], collective: str, grads: Callable[[int], dict[str, Any]], **options: Any
+    params: dict[str, Any], collectives: Sequence[str], grads: Callable[[int], dict[str, Any]], **options: Any
 ) -> list[list[int]]:
-    """The bytes of one kind of collective in each step."""
+    """The bytes of these collectives in each step."""
     optimizer = Shampoo(params.items(), **OPTIONS, **options)
     steps = []
     for step in range(STEPS):
         for name, grad in grads(step).items():
             params[name].grad = grad
-        with Counted(collective) as found:
+        found: list[int] = []
+        with ExitStack() as watched:
+            for collective in collectives:
+                watched.enter_context(counting(collective, found))
             optimizer.step()
-        steps.append(list(found))
+        steps.append(found)
     return steps
 
 
 def counted(distributed: Any, staggered: bool) -> list[list[int]]:
-    """The bytes of the all-gathers of each step, on one rank."""
+    """The bytes of the all-gathers and all-to-alls of each step, on one rank."""
     params = {name: Parameter(tensor) for name, tensor in model(torch.float32, SHAPES).items()}
-    return steps_of(params, ALL_GATHER, lambda step: random(step), staggered=staggered, distributed=distributed)
+    both = (ALL_GATHER, "all_to_all_single")
+    return steps_of(params, both, lambda step: random(step), staggered=staggered, distributed=distributed)
 
 
 def counted_shards(ranks: int) -> list[list[int]]:
@@ -83,7 +84,7 @@ def counted_shards(ranks: int) -> list[list[int]]:
     def grads(step: int) -> dict[str, Any]:
         return {name: distribute_tensor(grad, mesh, [Shard(0)]) for name, grad in random(step).items()}
 
-    return steps_of(dict(holder.named_parameters()), "all_to_all_single", grads, distributed=FullySharded("exact"))
+    return steps_of(dict(holder.named_parameters()), ("all_to_all_single",), grads, distributed=FullySharded("exact"))
 
 
 def random(step: int) -> dict[str, torch.Tensor]:
@@ -179,6 +180,13 @@ def test_seconds_are_those_of_the_formulas() -> None:
     assert machine.all_gather(16.0, 1) == machine.all_to_all(16.0, 1) == 0.0
     with pytest.raises(ValueError, match=r"bandwidth=0.0: must be a finite number > 0"):
         Machine(bandwidth=0.0)
+
+
+def test_unequal_segments_take_as_long_as_sending_the_longest_to_all() -> None:
+    machine = Machine(bandwidth=4.0, latency=2.0, message=0.5)
+    assert exchange(Moved(longest=16, arriving=64), 4, machine) == machine.all_gather(64.0, 4)
+    assert exchange(Moved(longest=16, arriving=40), 4, machine) == 2.0 + 0.5 * 3 + 16 * 3 / 4
+    assert exchange(Moved(longest=0, arriving=0), 4, machine) == 0.0
 
 
 def test_the_command_leaves_a_picture_a_csv_a_json_and_a_table(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

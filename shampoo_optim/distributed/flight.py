@@ -1,15 +1,14 @@
 """One refresh on its way: started at one call of `step`, exchanged, and put into use at the same call or a later one."""
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from functools import cached_property
 from math import inf
 
 import torch
 from torch import Tensor
 
-from shampoo_fn.roots.solver import Roots, wide_dtype
-from shampoo_fn.symmetric import unpacked
-from shampoo_optim.distributed.exchange import HEADER, Seating, header, read
+from shampoo_optim.distributed.arrival import arrived
+from shampoo_optim.distributed.exchange import HEADER, Seating, header, heads_of, read
 from shampoo_optim.distributed.peers import Peers
 from shampoo_optim.distributed.tiles import Block, Directory
 from shampoo_optim.refreshing import batches, install_at
@@ -32,22 +31,22 @@ class Flight:
                     seats[block][tile.path] = number, position
         # by path: tile, position in it
         self.seats = {block: found for block, found in seats.items() if len(found) == directory.factors(block)}
-        self._arrived: Callable[[], Tensor]
+        self._arrived: Callable[[], list[Tensor]]
 
     def depart(self, segment: Tensor, peers: Peers, digest: bytes, said: str) -> None:
         """Start the exchange of this rank's segment, which is complete but for its header."""
         segment[:HEADER] = header(digest, said).to(segment.device)
-        self._arrived = peers.gather(segment)
+        self._arrived = peers.spread(segment, self.seating.sizes)
 
     @cached_property
-    def rows(self) -> Tensor:
+    def rows(self) -> list[Tensor]:
         """The segments of all ranks; the first time, wait for them."""
         return self._arrived()
 
     @cached_property
-    def heads(self) -> Tensor:
+    def heads(self) -> Sequence[Tensor]:
         """What the host reads of them: headers and residuals."""
-        return self.rows[:, : self.seating.read].cpu()
+        return heads_of(self.rows, self.seating)
 
     def digests(self) -> list[bytes]:
         """What every rank had agreed upon when it started."""
@@ -59,20 +58,9 @@ class Flight:
             for batch in batches(wanted, INSTALLED * storage.limit):
                 for stack, slots in batch:
                     blocks = [directory.block(storage, stack, slot) for slot in slots]
-                    roots = {path: self._roots(path, blocks, stack.device) for path in self.seats[blocks[0]]}
+                    runs = {path: list(_runs(self.seats[block][path] for block in blocks)) for path in self.seats[blocks[0]]}
+                    roots = {path: arrived(self.seating, self.rows, seats, stack.device) for path, seats in runs.items()}
                     install_at(storage, stack, slots, roots, self._since(blocks))
-
-    def _roots(self, path: str, blocks: Sequence[Block], device: torch.device) -> Roots:
-        seats = [self.seats[block][path] for block in blocks]
-        views = {number: self._views(number) for number, _ in seats}
-        tile = self.seating.tiles[seats[0][0]]
-        travelled = torch.stack([views[number][0][position] for number, position in seats]).to(device, tile.dtype)
-        residuals = torch.stack([views[number][1][position] for number, position in seats])
-        return Roots(unpacked(travelled) if tile.full else travelled, residuals.to(device, wide_dtype(travelled)))
-
-    def _views(self, number: int) -> tuple[Tensor, Tensor]:
-        row = self.rows[self.seating.rooms[number].owner]
-        return self.seating.roots(row, number), self.seating.residuals(row, number)
 
     def _since(self, blocks: Sequence[Block]) -> tuple[Tensor, Tensor] | None:
         if self.since is None:
@@ -93,3 +81,17 @@ class Flight:
                 if residuals[number][position] == inf:
                     found.setdefault((block.name, path), f"rank {owner}" + (f" ({said[owner]})" if said[owner] else ""))
         return found
+
+
+def _runs(seats: Iterable[tuple[int, int]]) -> Iterator[tuple[int, slice]]:
+    """Seats, as tile and position in it, joined where they are neighbours."""
+    run: tuple[int, slice] | None = None
+    for number, position in seats:
+        if run and (run[0], run[1].stop) == (number, position):
+            run = number, slice(run[1].start, position + 1)
+        else:
+            if run:
+                yield run
+            run = number, slice(position, position + 1)
+    if run:
+        yield run

@@ -9,14 +9,15 @@ import torch.distributed as dist
 from torch import Tensor
 
 from shampoo_fn.cadence import Cadence
-from shampoo_fn.roots.solver import Roots, wide_dtype
+from shampoo_fn.roots.solver import Roots
 from shampoo_fn.solve import Job, batched
-from shampoo_fn.symmetric import packed_shape, unpacked
+from shampoo_fn.symmetric import packed_shape
 from shampoo_fn.tracing import is_traced
 from shampoo_fn.transform import RootSpec
 from shampoo_optim.distributed.agreement import check_same, digest
+from shampoo_optim.distributed.arrival import arrived
 from shampoo_optim.distributed.assignment import assigned
-from shampoo_optim.distributed.exchange import HEADER, Seating, header, read
+from shampoo_optim.distributed.exchange import HEADER, Seating, header, heads_of, read
 from shampoo_optim.distributed.peers import Peers
 from shampoo_optim.distributed.solving import Ask, solve_into
 from shampoo_optim.distributed.tiles import Block, Tile
@@ -56,17 +57,17 @@ class scattered:  # used as a function of its options, like the `batched` that i
         _check(peers, jobs, owners, device)
         seating = Seating.of(tiles, owners, peers.size, self.dtype)
         mine = [Ask(k, list(range(len(tiles[k].blocks))), _part(jobs[index], rows)) for k, (index, rows) in enumerate(cuts)]
-        segment = seating.empty(device)
+        segment = seating.empty(peers.rank, device)
         said = solve_into(
             segment, seating, [ask for ask, owner in zip(mine, owners, strict=True) if owner == peers.rank], LIMIT
         )
         segment[:HEADER] = header(b"", said).to(device)
-        received = peers.gather(segment)()
-        _warn(received)
-        found: list[list[Roots]] = [[] for _ in jobs]
+        received = peers.spread(segment, seating.sizes)()
+        _warn(heads_of(received, seating))
+        seats: list[list[tuple[int, slice]]] = [[] for _ in jobs]
         for number, (index, _) in enumerate(cuts):
-            found[index].append(_roots(seating, received, number, jobs[index]))
-        return [Roots(*(torch.cat(parts) for parts in zip(*each, strict=True))) for each in found]
+            seats[index].append((number, slice(None)))
+        return [arrived(seating, received, each, job.factors.device) for each, job in zip(seats, jobs, strict=True)]
 
 
 def _rows(job: Job) -> Iterator[slice]:
@@ -86,13 +87,6 @@ def _part(job: Job, rows: slice) -> Job:
     return job._replace(owners=job.owners[rows], factors=job.factors[rows], boost=job.boost[rows])
 
 
-def _roots(seating: Seating, received: Tensor, number: int, job: Job) -> Roots:
-    row = received[seating.rooms[number].owner]
-    travelled = seating.roots(row, number).to(job.factors.device, job.factors.dtype)
-    residuals = seating.residuals(row, number).to(job.factors.device, wide_dtype(job.factors))
-    return Roots(unpacked(travelled) if seating.tiles[number].full else travelled, residuals)
-
-
 def _check(peers: Peers, jobs: Sequence[Job], owners: Sequence[int], device: torch.device) -> None:
     def describe() -> dict[str, dict[str, str]]:
         by_owner: dict[str, dict[str, str]] = {}
@@ -107,8 +101,8 @@ def _check(peers: Peers, jobs: Sequence[Job], owners: Sequence[int], device: tor
     check_same(peers, [bytes(row.tolist()) for row in peers.gather(sent)()], describe)
 
 
-def _warn(received: Tensor) -> None:
-    for rank, segment in enumerate(received[:, :HEADER].cpu()):
-        said = read(segment)[1]
+def _warn(heads: Sequence[Tensor]) -> None:
+    for rank, head in enumerate(heads):
+        said = read(head)[1]
         if said:
             warnings.warn(f"rank {rank} found no inverse root: {said}; the previous one is kept", RuntimeWarning, stacklevel=3)

@@ -70,6 +70,21 @@ class Peers(NamedTuple):
 
         return arrived
 
+    def spread(self, mine: Tensor, sizes: Sequence[int]) -> Callable[[], list[Tensor]]:
+        """The same for as many bytes as `sizes` says of each rank: an all-gather of equal ones, else an all-to-all."""
+        if len(set(sizes)) == 1:
+            rows = self.gather(mine)
+            return lambda: list(rows())
+        everything = mine.new_empty(sum(sizes))
+        copies, own = mine.repeat(self.size), [len(mine)] * self.size
+        handle = _named(lambda: dist.all_to_all_single(everything, copies, list(sizes), own, self.group, async_op=True))
+
+        def arrived() -> list[Tensor]:
+            _named(handle.wait)
+            return list(everything.split(list(sizes)))
+
+        return arrived
+
     def trade(self, mine: Tensor, sizes: Sequence[int], theirs: Sequence[int]) -> Tensor:
         """Bytes for each rank, `sizes` of them in order, to that rank; the bytes that all ranks have for this one, `theirs`."""
         incoming = mine.new_empty(sum(theirs))

@@ -20,7 +20,7 @@ from shampoo_optim.distributed.assignment import assigned_by_turn, lower_bound
 from shampoo_optim.distributed.balance import Balance, at_a_step, loads_of, over_interval
 from shampoo_optim.distributed.digest import described, digest
 from shampoo_optim.distributed.printing import printed
-from shampoo_optim.distributed.traffic import gathered_bytes, root_bytes
+from shampoo_optim.distributed.traffic import Moved, moved, root_bytes
 from shampoo_optim.distributed.units import Unit, units
 
 
@@ -119,9 +119,14 @@ class Plan:
         return sum(self._sizes)
 
     @cached_property
+    def moved(self) -> dict[int, Moved]:
+        """What travels in the refresh of each turn; nothing where there is one rank."""
+        return moved(self.units, self._sizes, self.owners, self.ranks) if self.ranks > 1 else {}
+
+    @property
     def bytes_per_refresh(self) -> dict[int, int]:
-        """The bytes that arrive at each rank in the refresh of each turn; nothing travels where there is one rank."""
-        return gathered_bytes(self.units, self._sizes, self.owners, self.ranks) if self.ranks > 1 else {}
+        """The bytes that arrive at each rank in the refresh of each turn."""
+        return {turn: each.arriving for turn, each in self.moved.items()}
 
     @property
     def bytes_per_step(self) -> float:
@@ -157,6 +162,8 @@ class Plan:
             "root_bytes": self.root_bytes,
             "bytes_per_refresh": self.bytes_per_refresh,
             "bytes_per_step": self.bytes_per_step,
+            "bytes_sent_at_a_step": max((each.leaving(self.ranks) for each in self.moved.values()), default=0),
+            "uneven_refreshes": sum(not each.even(self.ranks) for each in self.moved.values()),
             "update_bytes": self.update_bytes,
             "digest": self.digest,
         }

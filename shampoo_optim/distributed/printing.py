@@ -41,10 +41,10 @@ def _advice(plan: Mapping[str, Any]) -> list[str]:
         )
     if worst and worst <= plan["largest_root"] ** 3:
         found.append("no step takes longer than one root: only a smaller max_preconditioner_dim shortens the worst one")
-    if plan["ranks"] > 1 and plan["bytes_per_step"] * plan["interval"] > 2 * plan["root_bytes"]:
+    if plan["uneven_refreshes"]:
         found.append(
-            f"more than half of what arrives is padding: at most {plan['units_at_a_step']} units are due at a step, and all "
-            "segments are as long as the longest; give it process groups of fewer ranks, such as those of one machine"
+            f"at most {plan['units_at_a_step']} units are due at a step, too few for equal segments: up to "
+            f"{_bytes(plan['bytes_sent_at_a_step'])} leave a rank, less in process groups of fewer ranks"
         )
     return found
 

@@ -1,7 +1,7 @@
 """Replicated state, scattered roots: `Shampoo(..., distributed=Scattered())`.
 
 Under DDP gradients are the same on all ranks, and so are statistics, filters and updates: only the inverse roots, the expensive
-and rare part, are worth sharing out. Each rank takes the roots of the tiles that it owns, and one all-gather brings all to all.
+and rare part, are worth sharing out. Each rank takes the roots of the tiles that it owns, and one collective brings all to all.
 """
 
 from dataclasses import dataclass

@@ -105,7 +105,7 @@ class SharedRoots:
         seating = Seating.of(*self._seats, self._peers.size, self._dtype)
         since = {block: directory.moment(block) for block in wanted} if self._lag else None
         flight = Flight(self._call, seating, wanted, directory, since)
-        segment = seating.empty(self._device(works))
+        segment = seating.empty(self._peers.rank, self._device(works))
         limit = max((work.storage.limit for work in works), default=0)
         asked: Iterable[Ask] = asks(seating, self._peers.rank, directory, flight.seats, limit)
         if self._lag > 1:

@@ -31,14 +31,15 @@ class Ask(NamedTuple):
 
 
 def asks(seating: Seating, rank: int, directory: Directory, due: Collection[Block], limit: int) -> Iterator[Ask]:
-    """The jobs of a rank's tiles: their factors are copies, of about `limit` elements at a time."""
+    """The jobs of a rank's tiles: copies, of about `limit` elements of factors at a time."""
     for run in _runs(seating, rank, directory, due, limit):
         blocks = [seating.tiles[number].blocks[k] for number, positions in run for k in positions]
         storage, stack, _ = directory.places[blocks[0]]
         slots, owners = [directory.places[block].slot for block in blocks], [block.name for block in blocks]
         job = jobs_at(storage, stack, slots, owners)[seating.tiles[run[0][0]].path]
         sizes = [len(positions) for _, positions in run]
-        parts = zip(run, sizes, accumulate(sizes), job.factors.split(sizes), job.boost.split(sizes), strict=True)
+        boosts = job.boost.clone().split(sizes)  # of the state; factors are new, corrected ones
+        parts = zip(run, sizes, accumulate(sizes), job.factors.split(sizes), boosts, strict=True)
         for (number, positions), size, end, factors, boost in parts:
             yield Ask(number, positions, job._replace(owners=job.owners[end - size : end], factors=factors, boost=boost))
 

@@ -2,6 +2,7 @@
 
 from collections import Counter
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 
@@ -9,7 +10,7 @@ from shampoo_fn import Config
 from shampoo_fn.layout import Layout, Stack
 from shampoo_fn.lift import jobs_of_stack
 from shampoo_fn.state import init_stack
-from shampoo_optim.distributed.exchange import HEADER
+from shampoo_optim.distributed.exchange import HEADER, evened
 from shampoo_optim.distributed.routing import padded
 from shampoo_optim.distributed.units import Unit
 
@@ -20,17 +21,36 @@ def root_bytes(units: Sequence[Unit], plan: Layout, config: Config, dtype: torch
     return [unit.elements * (dtype or own[unit.stack, unit.path]).itemsize for unit in units]
 
 
-def gathered_bytes(units: Sequence[Unit], sizes: Sequence[int], owners: Sequence[int], ranks: int) -> dict[int, int]:
-    """The bytes that arrive at each rank in the refresh of each turn: segments of all ranks, each as long as the longest."""
+class Moved(NamedTuple):
+    """What the exchange of a refresh moves, in bytes."""
+
+    longest: int  # of the segments, as they travel
+    arriving: int  # at each rank: the segments of all, its own included
+
+    def even(self, ranks: int) -> bool:
+        """Whether it is an all-gather of equal segments, or else an all-to-all."""
+        return self.arriving == ranks * self.longest
+
+    def leaving(self, ranks: int) -> int:
+        """The most that a rank sends."""
+        return (ranks - 1) * self.longest
+
+
+def moved(units: Sequence[Unit], sizes: Sequence[int], owners: Sequence[int], ranks: int) -> dict[int, Moved]:
+    """What the refresh of each turn moves."""
     heads: Counter[tuple[int, int]] = Counter()
     bodies: Counter[tuple[int, int]] = Counter()
     for unit, size, owner in zip(units, sizes, owners, strict=True):
         heads[unit.turn, owner] += 8 * len(unit.slots)
         bodies[unit.turn, owner] += padded(size)
-    longest: dict[int, int] = {}
+    segments: dict[int, list[int]] = {}
     for (turn, owner), body in sorted(bodies.items()):
-        longest[turn] = max(longest.get(turn, 0), padded(HEADER + heads[turn, owner]) + body)
-    return {turn: ranks * size for turn, size in longest.items()}
+        segments.setdefault(turn, []).append(padded(HEADER + heads[turn, owner]) + body)
+    found = {}
+    for turn, own in segments.items():
+        longest, total = max(own), sum(own) + (ranks - len(own)) * padded(HEADER)
+        found[turn] = Moved(longest, ranks * longest if evened(longest, total, ranks) else total)
+    return found
 
 
 def _dtypes(stack: Stack, config: Config) -> dict[str, torch.dtype]:

@@ -13,8 +13,9 @@ from shampoo_fn import Config, Momentum, shampoo
 from shampoo_fn.layout import layout
 from shampoo_optim import Shampoo
 from shampoo_optim.distributed.digest import canonical
-from shampoo_optim.distributed.exchange import Seating
+from shampoo_optim.distributed.exchange import HEADER, Seating
 from shampoo_optim.distributed.plan import Plan
+from shampoo_optim.distributed.routing import padded
 from shampoo_optim.distributed.tiles import tiles_of
 
 SHAPES = {f"layer{index}": (8, 6) for index in range(12)} | {"bias": (8,), "tall": (20, 4)}
@@ -89,7 +90,7 @@ def test_the_bytes_of_a_refresh_are_those_of_the_buffer_that_the_exchange_makes(
     tiles = tiles_of(storage)
     for turn, size in plan.bytes_per_refresh.items():
         chosen = [(tile, owner) for tile, owner in zip(tiles, plan.owners, strict=True) if tile.turn == turn]
-        assert size == ranks * Seating.of([tile for tile, _ in chosen], [owner for _, owner in chosen], ranks, dtype).size
+        assert size == sum(Seating.of([tile for tile, _ in chosen], [owner for _, owner in chosen], ranks, dtype).sizes)
     assert set(plan.bytes_per_refresh) == {tile.turn for tile in tiles}
 
 
@@ -98,13 +99,6 @@ def test_roots_travel_packed_and_in_the_dtype_asked_for() -> None:
     assert plan.root_bytes == 4 * (8 * 9 // 2 + 6 * 7 // 2)
     assert Plan.of({"w": (8, 6)}, config(), ranks=2, dtype=torch.bfloat16).root_bytes == plan.root_bytes // 2
     assert Plan.of({"w": (8, 6)}, config(factor_dtype=torch.float64), ranks=2).root_bytes == plan.root_bytes * 2
-
-
-def test_at_interval_100_gpt2_moves_less_than_1_6_percent_of_gathering_every_update() -> None:
-    for ranks in (2, 4, 8, 64):
-        plan = Plan.of(gpt2(), shampoo(precondition_frequency=100), ranks)
-        assert plan.update_bytes == 4 * 124_439_808
-        assert plan.bytes_per_step <= 0.016 * plan.update_bytes
 
 
 def test_equal_inputs_have_equal_digests() -> None:
@@ -160,10 +154,12 @@ def test_a_plan_reads_well() -> None:
     assert all(len(row) <= 200 for row in rows)
 
 
-def test_a_plan_says_what_staggering_would_bring_and_where_padding_travels() -> None:
+def test_a_plan_says_what_staggering_would_bring_and_what_too_many_ranks_send() -> None:
     assert "staggered=True would bring the worst step down to 0.104" in str(Plan.of(gpt2(), shampoo(), ranks=8))
     lonely = str(Plan.of(gpt2(), shampoo(precondition_frequency=100, staggered=True), ranks=64))
-    assert "more than half of what arrives is padding: at most 4 units are due at a step" in lonely
+    assert "at most 4 units are due at a step, too few for equal segments" in lonely
+    segment = padded(HEADER + 8) + 4 * 1024 * 1025 / 2  # of one root
+    assert f"up to {63 * segment / 1e6:.4g} MB leave a rank" in lonely
     assert "no step takes longer than one root" in lonely
 
 
