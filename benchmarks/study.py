@@ -17,6 +17,7 @@ from tqdm import tqdm
 from benchmarks.study_contenders import train
 from benchmarks.study_experiments import EXPERIMENTS
 from benchmarks.study_goals import goals
+from benchmarks.study_peers import absent_package
 from benchmarks.study_plots import pictures
 from benchmarks.study_settings import Experiment
 from benchmarks.study_store import Result, Run, Store
@@ -87,6 +88,14 @@ def runs_of(experiment: Experiment, options: argparse.Namespace) -> list[Run]:
     ]
 
 
+def possible(runs: Sequence[Run]) -> list[Run]:
+    """Those whose optimizer is installed; what is left out is said."""
+    lacking = {run: absent_package(str(run.settings["optimizer"])) for run in runs}
+    for package in sorted({package for package in lacking.values() if package}):
+        print(f'left out: the runs of {package}, which is not installed: pip install -e ".[peers]"', file=sys.stderr)
+    return [run for run, package in lacking.items() if package is None]
+
+
 def fill(runs: Sequence[Run], store: Store) -> None:
     with tqdm(runs, unit="run", dynamic_ncols=True, disable=not sys.stderr.isatty()) as bar:
         for run in bar:
@@ -110,7 +119,8 @@ def main(given: Sequence[str] | None = None) -> None:
             print(f"{name:16} {sum(run not in known for run in runs):4} of {len(runs):4} runs missing  {experiment.question}")
         return
     if not options.tables:
-        fill(list(dict.fromkeys(run for experiment in chosen.values() for run in runs_of(experiment, options))), store)
+        runs = list(dict.fromkeys(run for experiment in chosen.values() for run in runs_of(experiment, options)))
+        fill(runs if options.experiments else possible(runs), store)
     known = store.read()
     groups = {name: (experiment, runs_of(experiment, options)) for name, experiment in chosen.items()}
     sections = tables(groups, known) | ({} if options.experiments else goals(known))

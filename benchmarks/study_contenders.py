@@ -1,4 +1,5 @@
-"""The optimizers of the study, each from plain options that a CSV file can hold: AdamW, torch's Muon, Shampoo.
+"""The optimizers of the study, each from plain options that a CSV file can hold: AdamW, torch's Muon, Shampoo,
+and by `package.Class` those of `study_peers.py`.
 
 A loop is a generator as in `contenders.py`: it yields the parameters before the first step and after every one.
 """
@@ -13,6 +14,7 @@ from torch import Tensor, nn
 
 from benchmarks.schedule import WarmupCosine
 from benchmarks.study_extras import NoisyRoots, ShapedRMS, SmallSide, SparseStatistics
+from benchmarks.study_peers import optimizer_of
 from benchmarks.tasks import Batch, Job, Params
 from shampoo_fn import (
     Adagrad,
@@ -53,7 +55,8 @@ def train(job: Job, seed: int, options: Options, *, steps: int) -> Iterator[Para
         batches = [(_cast(inputs, dtype), _cast(targets, dtype)) for inputs, targets in batches]
     if kind == "shampoo":
         return _shampoo(job, model, batches, rate, own)
-    return _torch(job, model, batches, rate, TORCH[kind](job, model, own))
+    optimizers = TORCH[kind](job, model, own) if kind in TORCH else _peer(kind, job, model, own)
+    return _torch(job, model, batches, rate, optimizers)
 
 
 def _cast(tensor: Tensor, dtype: torch.dtype) -> Tensor:
@@ -79,17 +82,15 @@ def _adamw(job: Job, model: nn.Module, options: dict[str, Any]) -> list[torch.op
     return [_adamw_of(list(model.parameters()), **options)]
 
 
-def _adamw_of(params: list[nn.Parameter], *, beta2: float = 0.95, weight_decay: float = 0.0) -> torch.optim.Optimizer:
-    return torch.optim.AdamW(params, lr=1.0, betas=(0.9, beta2), weight_decay=weight_decay, fused=True)
+def _adamw_of(
+    params: list[nn.Parameter], *, lr: float = 1.0, beta2: float = 0.95, weight_decay: float = 0.0
+) -> torch.optim.Optimizer:
+    return torch.optim.AdamW(params, lr=lr, betas=(0.9, beta2), weight_decay=weight_decay, fused=True)
 
 
 def _muon(job: Job, model: nn.Module, options: dict[str, Any]) -> list[torch.optim.Optimizer]:
     """torch's Muon for hidden matrices with AdamW's step length (Liu et al. 2025), AdamW at the same lr for the rest."""
-    hidden: list[nn.Parameter] = []
-    rest: list[nn.Parameter] = []
-    for name, parameter in model.named_parameters():
-        matrix = parameter.dim() == 2 and not any(matches_glob(glob, name) for glob in job.diagonal)
-        (hidden if matrix else rest).append(parameter)
+    hidden, rest = _parted(job, model)
     matrices = torch.optim.Muon(
         hidden,
         lr=1.0,
@@ -98,6 +99,25 @@ def _muon(job: Job, model: nn.Module, options: dict[str, Any]) -> list[torch.opt
         adjust_lr_fn="match_rms_adamw",
     )
     return [matrices, _adamw_of(rest, **options)] if rest else [matrices]
+
+
+def _parted(job: Job, model: nn.Module) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
+    """Hidden matrices, and all other parameters."""
+    hidden: list[nn.Parameter] = []
+    rest: list[nn.Parameter] = []
+    for name, parameter in model.named_parameters():
+        matrix = parameter.dim() == 2 and not any(matches_glob(glob, name) for glob in job.diagonal)
+        (hidden if matrix else rest).append(parameter)
+    return hidden, rest
+
+
+def _peer(kind: str, job: Job, model: nn.Module, options: dict[str, Any]) -> list[torch.optim.Optimizer]:
+    """Another package's optimizer for all parameters; with `rest`, for hidden matrices, and AdamW at `rest` times its lr."""
+    part = options.pop("rest", None)
+    if part is None:
+        return [optimizer_of(kind, list(model.parameters()), options)]
+    hidden, rest = _parted(job, model)
+    return [optimizer_of(kind, hidden, options), _adamw_of(rest, lr=part)]
 
 
 TORCH: dict[str, Callable[[Job, nn.Module, dict[str, Any]], list[torch.optim.Optimizer]]] = {"adamw": _adamw, "muon": _muon}

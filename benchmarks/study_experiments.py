@@ -1,6 +1,7 @@
 """What the study asks, in the order that it is run in: learning rates, races, knobs, stability."""
 
 from benchmarks.study_knobs import KNOBS
+from benchmarks.study_peers import PEER_EXPERIMENTS
 from benchmarks.study_settings import (
     ADAMW,
     BASE,
@@ -116,4 +117,5 @@ EXPERIMENTS: dict[str, Experiment] = {
     **RACES,
     **KNOBS,
     **STABILITY,
+    **PEER_EXPERIMENTS,
 }

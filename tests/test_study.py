@@ -2,20 +2,24 @@
 
 import csv
 import math
+import sys
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
+from types import ModuleType
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
 from benchmarks.schedule import WarmupCosine
-from benchmarks.study import arguments, main, runs_of
+from benchmarks.study import arguments, main, possible, runs_of
 from benchmarks.study_contenders import configuration, train
 from benchmarks.study_experiments import EXPERIMENTS
 from benchmarks.study_extras import NoisyRoots, ShapedRMS, SmallSide, SparseStatistics
 from benchmarks.study_goals import goals
+from benchmarks.study_peers import PEERS, Peer, optimizer_of
 from benchmarks.study_settings import BASE, FRESH, JOB_NAMES, TUNED, TUNING
 from benchmarks.study_store import Result, Run, Store
 from benchmarks.study_tables import filled, ratio, summaries, tables
@@ -142,6 +146,78 @@ def test_a_bfloat16_run_keeps_its_dtype_and_follows() -> None:
     assert torch.cosine_similarity(way, other, dim=0) > 0.9
 
 
+class Recorded(torch.optim.SGD):
+    """Stands in for another package's optimizer: keeps what it was made with."""
+
+    def __init__(self, params: Any, lr: float, **given: Any) -> None:
+        super().__init__(params, lr)
+        self.given = given
+
+
+def _packages(monkeypatch: pytest.MonkeyPatch) -> dict[str, ModuleType]:
+    modules = {name: ModuleType(name) for name in ("heavyball", "heavyball.utils", "pytorch_optimizer")}
+    for name, module in modules.items():
+        monkeypatch.setitem(sys.modules, name, module)
+    return modules
+
+
+def test_a_peer_gets_the_options_of_its_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    modules = _packages(monkeypatch)
+    modules["heavyball"].SOAP = Recorded  # type: ignore[attr-defined]
+    params = list(MLP.model(0).parameters())
+    soap = optimizer_of("heavyball.SOAP", params, {"betas": [0.9, 0.95], "weight_decay": 0.0})
+    assert isinstance(soap, Recorded)
+    assert soap.given == {"betas": (0.9, 0.95), "weight_decay": 0.0}
+    assert soap.param_groups[0]["lr"] == 1.0
+    assert soap.param_groups[0]["params"] == params
+    assert modules["heavyball.utils"].compile_mode is None
+
+
+def test_a_peer_for_hidden_matrices_leaves_the_rest_to_adamw(monkeypatch: pytest.MonkeyPatch) -> None:
+    made: list[Recorded] = []
+
+    class Muon(Recorded):
+        def __init__(self, params: Any, lr: float, **given: Any) -> None:
+            super().__init__(params, lr, **given)
+            made.append(self)
+
+    _packages(monkeypatch)["heavyball"].Muon = Muon  # type: ignore[attr-defined]
+    *_, last = train(MLP, 0, {"optimizer": "heavyball.Muon", "rest": 0.5, "lr": 0.01, "warmup": 1}, steps=1)
+    (muon,) = made
+    assert muon.given == {}
+    assert [tuple(parameter.shape) for parameter in muon.param_groups[0]["params"]] == [(128, 256), (64, 128)]
+    untrained = MLP.model(0).state_dict()
+    assert (last["head.weight"] - untrained["head.weight"]).abs().max().item() == pytest.approx(0.005, rel=1e-3)
+
+
+@pytest.mark.parametrize("package", ["heavyball", "pytorch_optimizer"])
+def test_an_absent_peer_names_the_extra(package: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, package, None)
+    with pytest.raises(ImportError, match=rf'{package}: pip install -e "\.\[peers\]"'):
+        optimizer_of(f"{package}.SOAP", [], {})
+
+
+def test_a_peer_of_no_known_package_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"'os.path' is unknown: name a class of heavyball or pytorch_optimizer"):
+        optimizer_of("os.path", [], {})
+
+
+@pytest.mark.parametrize("peer", PEERS, ids=lambda peer: peer.label)
+@pytest.mark.filterwarnings("ignore:Learning rate changed between steps")  # heavyball's, for every schedule
+def test_a_peer_that_is_installed_takes_steps(peer: Peer) -> None:
+    pytest.importorskip(peer.options["optimizer"].partition(".")[0])
+    *_, params = train(MLP, 0, peer.at(peer.best), steps=3)
+    assert all(not torch.equal(params[name], value) for name, value in MLP.model(0).state_dict().items())
+    assert all(value.isfinite().all() for value in params.values())
+
+
+@pytest.mark.parametrize("peer", PEERS, ids=lambda peer: peer.label)
+def test_a_peer_races_at_the_best_rate_that_was_tried(peer: Peer) -> None:
+    known = Store(arguments(["--tables"]).out).read()
+    median = {k: sorted(known[Run.of("gpt", seed, 300, peer.at(k))].final for seed in FRESH)[1] for k in peer.tried}
+    assert peer.best == min(median, key=median.__getitem__)
+
+
 def test_noisy_roots_are_off_by_their_level_and_reproducible() -> None:
     factor = torch.randn(2, 8, 8, generator=torch.Generator().manual_seed(0))
     factor = factor @ factor.mT
@@ -172,3 +248,10 @@ def test_one_side_has_one_factor_and_shapes_have_their_lengths() -> None:
     for update_, factor in ((tall, 2.0), (wide, 1.0)):
         length = ShapedRMS(0.2, "tall").length(update_, (), clock)
         assert length == pytest.approx(factor * FixedRMS(0.2).length(update_, (), clock).item())
+
+
+def test_a_whole_study_leaves_out_absent_peers(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr("benchmarks.study_peers.find_spec", lambda name: None)
+    runs = [Run.of("gpt", 0, 1, {"optimizer": kind, "lr": 0.01}) for kind in ("adamw", "heavyball.SOAP", "heavyball.Muon")]
+    assert possible(runs) == runs[:1]
+    assert capsys.readouterr().err.count("heavyball") == 1
