@@ -10,6 +10,7 @@ from shampoo_fn.checks import check_failures
 from shampoo_fn.layout import Stack, owners_of
 from shampoo_fn.lift import Changes, install_in_stack, jobs_of_stack, taken
 from shampoo_fn.roots.solver import Roots
+from shampoo_fn.roots.threaded import CHUNK
 from shampoo_fn.solve import Job, Solve
 from shampoo_fn.state import BlockState
 from shampoo_fn.tree import changed, map_tree
@@ -53,16 +54,21 @@ def refresh_slots(storage: Storage, wanted: Due, solve: Solve) -> None:
     threads = torch.get_num_threads() if storage.params[0].device.type == "cpu" else 1
     for batch in batches(wanted, storage.limit, threads):
         asked = [jobs_at(storage, stack, slots, _owners(stack, slots)) for stack, slots in batch]
-        solved = _solved([job for jobs in asked for job in jobs.values()], solve, storage.limit, threads)
+        solved = _solved([job for jobs in asked for job in jobs.values()], solve, threads)
         for (stack, slots), jobs in zip(batch, asked, strict=True):
             install_at(storage, stack, slots, {path: next(solved) for path in jobs})
 
 
-def _solved(jobs: list[Job], solve: Solve, limit: int, threads: int) -> Iterator[Roots]:
-    """The roots of each job; large ones that keep all threads busy one after the other: together they are copied once more."""
-    if sum(job.factors.numel() for job in jobs) > limit and all(len(job.factors) >= threads for job in jobs):
+def _solved(jobs: list[Job], solve: Solve, threads: int) -> Iterator[Roots]:
+    """The roots of each job; one job after the other if factors are worked singly anyhow: together they are copied again."""
+    if all(len(job.factors) >= threads and _alone(job.factors) for job in jobs):
         return (solve([job])[0] for job in jobs)
     return iter(solve(jobs))
+
+
+def _alone(factors: Tensor) -> bool:
+    """Whether each of these fills a chunk of `roots.threaded`."""
+    return factors.device.type == "cpu" and factors.shape[-1] ** 3 >= CHUNK
 
 
 def jobs_at(storage: Storage, stack: Stack, slots: list[int], owners: Sequence[str]) -> dict[str, Job]:
