@@ -1,8 +1,8 @@
-"""Roots that arrived: from where they lie in the segments of all ranks to where they are used, in one pass.
+"""Roots into the segment that they leave in, and from the segments of all ranks to where they are used, in one pass each.
 
-`unpacked` of `shampoo_fn.symmetric`, which serves `vmap` and compile as well, writes most entries three times on the way; here
-each is written once. A symmetric matrix is `[[P, Q^T], [Q, R]]` with P [m, m], m = ceil(n / 2); its rectangle has the lower
-triangle of P, the upper one of R^T, and Q.
+`packed` and `unpacked` of `shampoo_fn.symmetric`, which serve `vmap` and compile as well, write most entries three times on
+the way; here each is written once or twice. A symmetric matrix is `[[P, Q^T], [Q, R]]` with P [m, m], m = ceil(n / 2); its
+rectangle has the lower triangle of P, the upper one of R^T, and Q.
 """
 
 from collections.abc import Sequence
@@ -43,3 +43,15 @@ def _unpack(rectangles: Tensor, matrices: Tensor, lower: Tensor) -> None:
     torch.where(lower[: n - m, : n - m], last.mT, last, out=matrices[:, m:, m:])
     matrices[:, m:, :m].copy_(below)
     matrices[:, :m, m:].copy_(below.mT)
+
+
+def pack_into(rectangles: Tensor, matrices: Tensor) -> None:
+    """Write symmetric matrices [count, n, n] into rectangles [count, *packed_shape(n)] of the same dtype."""
+    n = matrices.shape[-1]
+    m = (n + 1) // 2
+    square, below = rectangles[:, : n // 2 + 1], rectangles[:, n // 2 + 1 :]
+    first, last = (square, square[:, :-1, 1:]) if n % 2 else (square[:, 1:], square[:, :-1])
+    lower = torch.ones(m, m, dtype=torch.bool, device=matrices.device).tril()
+    last.copy_(matrices[:, m:, m:].mT)  # whole: where P belongs it is written over
+    torch.where(lower, matrices[:, :m, :m], first, out=first)
+    below.copy_(matrices[:, m:, :m])

@@ -12,10 +12,10 @@ from torch import Tensor
 from shampoo_fn.roots.auto import Auto
 from shampoo_fn.roots.eigh import Eigh
 from shampoo_fn.roots.pseudo_inverse import PseudoInverse
-from shampoo_fn.roots.solver import Roots, wide_dtype
+from shampoo_fn.roots.solver import Roots
 from shampoo_fn.solve import Job, batched
-from shampoo_fn.symmetric import packed
 from shampoo_fn.transform import RootSpec
+from shampoo_optim.distributed.arrival import pack_into
 from shampoo_optim.distributed.exchange import Seating
 from shampoo_optim.distributed.tiles import Block, Directory
 from shampoo_optim.distributed.units import tile_size
@@ -119,10 +119,16 @@ def _fills_chunks(job: Job) -> bool:
 
 
 def _write(segment: Tensor, seating: Seating, ask: Ask, solved: Roots) -> None:
+    target, residuals = seating.roots(segment, ask.tile), seating.residuals(segment, ask.tile)
     index = torch.tensor(ask.positions, device=segment.device)
-    roots = packed(solved.roots) if seating.tiles[ask.tile].full else solved.roots
-    finite = roots.flatten(1).sum(1, dtype=wide_dtype(roots)).isfinite()  # not, if a solver broke its promise
-    residuals = torch.where(finite, solved.residuals, torch.inf).to(segment.device, torch.float64)
-    target = seating.roots(segment, ask.tile)
-    target.index_copy_(0, index, roots.to(segment.device, target.dtype))
-    seating.residuals(segment, ask.tile).index_copy_(0, index, residuals)
+    roots = solved.roots.to(segment.device, target.dtype)
+    finite = solved.roots.flatten(1).abs().amax(1) < torch.inf  # not, if a solver broke its promise
+    residuals.index_copy_(0, index, torch.where(finite, solved.residuals, torch.inf).to(segment.device, torch.float64))
+    if not seating.tiles[ask.tile].full:
+        target.index_copy_(0, index, roots)
+    elif len(roots) == len(target):
+        pack_into(target, roots)
+    else:
+        rectangles = torch.empty_like(target[: len(roots)])
+        pack_into(rectangles, roots)
+        target.index_copy_(0, index, rectangles)

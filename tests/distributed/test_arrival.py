@@ -5,7 +5,7 @@ import torch
 
 from shampoo_fn.symmetric import packed, packed_shape
 from shampoo_fn.tree import flatten
-from shampoo_optim.distributed.arrival import arrived, unpacked
+from shampoo_optim.distributed.arrival import arrived, pack_into, unpacked
 from shampoo_optim.distributed.exchange import HEADER, Seating, evened, header, heads_of, read
 from shampoo_optim.distributed.flight import Flight
 from shampoo_optim.distributed.solving import asks
@@ -26,6 +26,16 @@ def test_matrices_of_several_parts_are_unpacked_to_the_bit(n: int) -> None:
     assert torch.equal(found, matrices)
     assert found.is_contiguous()
     assert torch.equal(found.mT.contiguous().view(torch.int32), found.view(torch.int32))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("n", range(1, 12))
+def test_matrices_are_packed_to_the_bit(n: int, dtype: torch.dtype) -> None:
+    matrices = torch.randn(3, n, n, generator=torch.Generator().manual_seed(n))
+    matrices = (matrices + matrices.mT).to(dtype)
+    rectangles = torch.full((3, *packed_shape(n)), torch.nan, dtype=dtype)
+    pack_into(rectangles, matrices)
+    assert torch.equal(rectangles, packed(matrices))
 
 
 def tile(n: int, blocks: int) -> Tile:
