@@ -4,8 +4,8 @@
     python -m benchmarks.memory --quick    the smallest model alone, nothing compiled
 
 Temporaries are every tensor that a step allocates, those inside compiled graphs included, counted by torch's own allocator: the
-most that were alive at once. LAPACK's work space is not among them. A steady step takes no roots; a refresh takes all of them,
-in float64 and one factor for each thread at a time, which is why more threads need more.
+most that were alive at once, LAPACK's work space among them. A steady step takes no roots; a refresh takes all of them, in
+float64 and one factor for each thread at a time, which is why more threads need more.
 """
 
 import argparse

@@ -21,10 +21,9 @@ from torch.optim import AdamW
 from tqdm import tqdm
 
 from benchmarks.gpt import GPT, loss
-from benchmarks.step_floor import bare_products, flops, traffic
+from benchmarks.step_floor import bare_products, factors_of, flops, traffic
 from benchmarks.step_growth import growth, plot_growth
 from benchmarks.step_stages import by_stage
-from shampoo_fn.tree import flatten
 from shampoo_optim import Shampoo
 from shampoo_optim.storage import Storage
 
@@ -109,8 +108,7 @@ def steady(shapes: Shapes, block: int, rounds: int, *, compiled: bool) -> dict[s
 def refreshing(shapes: Shapes, block: int, rounds: int) -> dict[str, Any]:
     """A step in which every root is due, over float32 eigendecompositions of the same factors."""
     step = stepper(shapes, max_preconditioner_dim=block, precondition_frequency=1)
-    stacks = storage_of(step).state.stacks.values()
-    factors = [f.clone() for stack in stacks for f in _leaves(stack, ".factors.") if f.dim() == 3]
+    factors = [factor.clone() for factor in factors_of(storage_of(step))]
     runs: Runs = {"torch.linalg.eigh, float32": lambda: [torch.linalg.eigh(f) for f in factors], "step, all roots due": step}
     times = {name: median(each) for name, each in measured(runs, rounds).items()}
     return table(f"refresh step, block {block}, float64 roots", times, "torch.linalg.eigh, float32")
@@ -174,10 +172,6 @@ def small(rounds: int) -> dict[str, Any]:
         times = {name: median(each) for name, each in measured(runs, 2 * rounds).items()}
         found[title] = table(f"{title}, steady step", times, "AdamW(foreach=True)")
     return found
-
-
-def _leaves(tree: Any, part: str) -> list[torch.Tensor]:
-    return [leaf for path, leaf in flatten(tree).items() if part in path]
 
 
 def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from shampoo_fn.layout import Layout, Stack
+from shampoo_fn.tree import flatten
 from shampoo_optim.storage import Storage
 
 
@@ -58,6 +59,12 @@ def bare_products(storage: Storage) -> Callable[[], None]:
         applied()
 
     return run
+
+
+def factors_of(storage: Storage) -> list[Tensor]:
+    """The stacked Kronecker factors that are matrices."""
+    leaves = [flatten(blocks).items() for blocks in storage.state.stacks.values()]
+    return [leaf for each in leaves for path, leaf in each if ".factors." in path and leaf.dim() == 3]
 
 
 def full_modes(stack: Stack) -> list[int]:

@@ -4,21 +4,18 @@ Bytes are those that a stage cannot do without if nothing stays in a cache betwe
 float32, for the defaults (a filter, and the second moment that Adam's norm needs). Their time is that of a plain copy.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from math import prod
 from statistics import median
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
 
-from benchmarks.step_floor import bare_grams, bare_roots_applied, full_modes
+from benchmarks.step_floor import bare_grams, bare_roots_applied, factors_of, full_modes
 from shampoo_fn import batched
-from shampoo_fn.tree import flatten
 from shampoo_optim.refreshing import refresh_slots
-from shampoo_optim.stepping import blocks_of
+from shampoo_optim.stepping import accumulate, precondition
 from shampoo_optim.storage import Storage
-from shampoo_optim.walks import walks, write
 from shampoo_optim.work import Work, local_work
 
 COPIED = 2**24  # elements of the copy that the rate of the memory is measured with
@@ -39,7 +36,7 @@ def stages(storage: Storage) -> dict[str, Stage]:
     elements = sum(stack.size * prod(stack.block) for stack in plan.stacks)
     squares = sum(stack.size * n * n for stack in plan.stacks for n in full_modes(stack))
     products = sum(stack.size * 2 * sum(full_modes(stack)) * prod(stack.block) for stack in plan.stacks)
-    factors = [leaf for path, leaf in _leaves(storage).items() if ".factors." in path and leaf.dim() == 3]
+    factors = factors_of(storage)
     return {
         # gradient; second moment and factors, read and written
         "statistics": Stage(products, 4 * (3 * elements + 2 * squares), bare_grams(plan)),
@@ -54,7 +51,7 @@ def runs(storage: Storage) -> dict[str, Run]:
     work = local_work(storage, storage.params, maximize=False)
     every = [(stack, list(range(stack.size))) for stack in storage.plan.stacks if full_modes(stack)]
     return {
-        "statistics": lambda: _statistics(work),
+        "statistics": lambda: accumulate(work),
         "update": lambda: _update(work),
         "roots": lambda: refresh_slots(storage, every, batched),
     }
@@ -87,20 +84,6 @@ def by_stage(eager: Storage, compiled: Storage | None, rounds: int, measured: Ca
     return found
 
 
-def _statistics(work: Work) -> None:
-    for chunk in work.chunks:
-        accumulate = walks(work.storage, chunk).accumulate
-        accumulate(chunk.stack, work.storage.config, chunk.state, blocks_of(work, chunk))
-
-
 def _update(work: Work) -> None:
-    for chunk in work.chunks:
-        precondition = walks(work.storage, chunk).precondition
-        updates, new = precondition(chunk.stack, work.storage.config, chunk.state, blocks_of(work, chunk), None)
-        write(chunk.state, new)
-        work.sink.add(chunk, updates)
+    precondition(work)
     work.sink.finish()
-
-
-def _leaves(storage: Storage) -> Mapping[str, Tensor]:
-    return {f"{key}.{path}": leaf for key, blocks in storage.state.stacks.items() for path, leaf in flatten(blocks).items()}

@@ -34,12 +34,19 @@ def packed(matrices: Tensor) -> Tensor:
     return torch.cat([square, matrices[..., m:, :m]], dim=-2)
 
 
+def parts(rectangles: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Views of rectangles [..., *packed_shape(n)]: the square whose lower triangle is P's, that whose upper one is R^T's, Q."""
+    rows, columns = rectangles.shape[-2:]
+    odd = rows < 2 * columns
+    height = rows // 2 + 1 if odd else columns + 1
+    square, below = rectangles[..., :height, :], rectangles[..., height:, :]
+    first, last = (square, square[..., :-1, 1:]) if odd else (square[..., 1:, :], square[..., :-1, :])
+    return first, last, below
+
+
 def unpacked(rectangles: Tensor) -> Tensor:
     """The symmetric matrices [..., n, n] of rectangles [..., *packed_shape(n)]; symmetric to the bit."""
-    rows, columns = rectangles.shape[-2:]
-    n = rows if rows < 2 * columns else rows - 1
-    square, below = rectangles[..., : n // 2 + 1, :], rectangles[..., n // 2 + 1 :, :]
-    first, last = (square, square[..., :-1, 1:]) if n % 2 else (square[..., 1:, :], square[..., :-1, :])
+    first, last, below = parts(rectangles)
     top = torch.cat([_mirrored(first.tril(), first.tril(-1)), below.mT], dim=-1)
     bottom = torch.cat([below, _mirrored(last.triu(), last.triu(1)).mT], dim=-1)
     return torch.cat([top, bottom], dim=-2)

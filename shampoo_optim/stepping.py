@@ -18,10 +18,10 @@ def step(works: Sequence[Work], placement: Placement) -> None:
     if placement.due(works):
         # roots are taken of all chunks together, between two walks through them
         for work in works:
-            _accumulate(work)
+            accumulate(work)
         placement.refresh(works)
         for work in works:
-            _precondition(work)
+            precondition(work)
     else:
         for work in works:
             _both(work)
@@ -30,8 +30,8 @@ def step(works: Sequence[Work], placement: Placement) -> None:
 
 def _both(work: Work) -> None:
     if work.storage.config.transform.reads_norms:  # of whole parameters, from the statistics of all their blocks
-        _accumulate(work)
-        _precondition(work)
+        accumulate(work)
+        precondition(work)
         return
     for chunk in work.chunks:
         blocks = blocks_of(work, chunk)
@@ -40,14 +40,16 @@ def _both(work: Work) -> None:
     count(work.storage, work.chunks)
 
 
-def _accumulate(work: Work) -> None:
+def accumulate(work: Work) -> None:
+    """Take the gradients into the statistics, and count the step."""
     for chunk in work.chunks:
         blocks = blocks_of(work, chunk)
         walks(work.storage, chunk).accumulate(chunk.stack, work.storage.config, chunk.state, blocks)
     count(work.storage, work.chunks)
 
 
-def _precondition(work: Work) -> None:
+def precondition(work: Work) -> None:
+    """Move filters and momenta, and hand the updates to the sink."""
     norms = _norms(work)
     for chunk in work.chunks:
         shared = None
@@ -57,8 +59,8 @@ def _precondition(work: Work) -> None:
 
 
 def _move(work: Work, chunk: Chunk, blocks: Blocks, norms: Tensor | None) -> None:
-    precondition = walks(work.storage, chunk).precondition
-    updates, new = precondition(chunk.stack, work.storage.config, chunk.state, blocks, norms)
+    walk = walks(work.storage, chunk).precondition
+    updates, new = walk(chunk.stack, work.storage.config, chunk.state, blocks, norms)
     write(chunk.state, new)
     work.sink.add(chunk, updates)
 

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from shampoo_fn.roots.solver import Roots, wide_dtype
+from shampoo_fn.symmetric import parts
 from shampoo_optim.distributed.exchange import Seating
 
 
@@ -24,34 +25,29 @@ def arrived(seating: Seating, segments: Sequence[Tensor], seats: Sequence[tuple[
     return Roots(unpacked(roots) if tile.full else torch.cat(roots), residuals.to(device, wide_dtype(roots[0])))
 
 
-def unpacked(parts: Sequence[Tensor]) -> Tensor:
+def unpacked(batches: Sequence[Tensor]) -> Tensor:
     """The symmetric matrices [sum of counts, n, n] of several batches of rectangles [count, *packed_shape(n)], in order."""
-    rows, columns = parts[0].shape[1:]
-    n = rows if rows < 2 * columns else rows - 1
-    matrices = parts[0].new_empty(sum(map(len, parts)), n, n)
-    lower = torch.ones(columns, columns, dtype=torch.bool, device=matrices.device).tril()
-    for rectangles, target in zip(parts, matrices.split([len(part) for part in parts]), strict=True):
-        _unpack(rectangles, target, lower)
+    first, last, _ = parts(batches[0])
+    m, n = first.shape[-1], first.shape[-1] + last.shape[-1]
+    matrices = batches[0].new_empty(sum(map(len, batches)), n, n)
+    lower = _lower(m, matrices.device)
+    for rectangles, target in zip(batches, matrices.split([len(batch) for batch in batches]), strict=True):
+        first, last, below = parts(rectangles)
+        torch.where(lower, first, first.mT, out=target[:, :m, :m])
+        torch.where(lower[: n - m, : n - m], last.mT, last, out=target[:, m:, m:])
+        target[:, m:, :m].copy_(below)
+        target[:, :m, m:].copy_(below.mT)
     return matrices
-
-
-def _unpack(rectangles: Tensor, matrices: Tensor, lower: Tensor) -> None:
-    n, m = matrices.shape[-1], len(lower)
-    square, below = rectangles[:, : n // 2 + 1], rectangles[:, n // 2 + 1 :]
-    first, last = (square, square[:, :-1, 1:]) if n % 2 else (square[:, 1:], square[:, :-1])
-    torch.where(lower, first, first.mT, out=matrices[:, :m, :m])
-    torch.where(lower[: n - m, : n - m], last.mT, last, out=matrices[:, m:, m:])
-    matrices[:, m:, :m].copy_(below)
-    matrices[:, :m, m:].copy_(below.mT)
 
 
 def pack_into(rectangles: Tensor, matrices: Tensor) -> None:
     """Write symmetric matrices [count, n, n] into rectangles [count, *packed_shape(n)] of the same dtype."""
-    n = matrices.shape[-1]
-    m = (n + 1) // 2
-    square, below = rectangles[:, : n // 2 + 1], rectangles[:, n // 2 + 1 :]
-    first, last = (square, square[:, :-1, 1:]) if n % 2 else (square[:, 1:], square[:, :-1])
-    lower = torch.ones(m, m, dtype=torch.bool, device=matrices.device).tril()
+    first, last, below = parts(rectangles)
+    m = first.shape[-1]
     last.copy_(matrices[:, m:, m:].mT)  # whole: where P belongs it is written over
-    torch.where(lower, matrices[:, :m, :m], first, out=first)
+    torch.where(_lower(m, matrices.device), matrices[:, :m, :m], first, out=first)
     below.copy_(matrices[:, m:, :m])
+
+
+def _lower(m: int, device: torch.device) -> Tensor:
+    return torch.ones(m, m, dtype=torch.bool, device=device).tril()
