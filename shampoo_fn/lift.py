@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.func import vmap
 
 from shampoo_fn.config import Config
-from shampoo_fn.layout import Stack
+from shampoo_fn.layout import Stack, owners_of
 from shampoo_fn.roots.solver import Roots
 from shampoo_fn.solve import Job
 from shampoo_fn.state import BlockState, work_dtype
@@ -85,15 +85,16 @@ def norms_of_stack(stack: Stack, config: Config, state: BlockState, blocks: Bloc
     return vmap(norms)(state, blocks.grads, blocks.alive, *_optional(blocks.params))
 
 
-def jobs_of_stack(stack: Stack, config: Config, state: BlockState, owners: Sequence[str]) -> dict[str, Job]:
-    """One job for each factor of the blocks in `state`, by the factor's path."""
+def jobs_of_stack(stack: Stack, config: Config, state: BlockState, slots: Sequence[int]) -> dict[str, Job]:
+    """One job for each factor of the blocks in `state`, those of these slots, by the factor's path."""
 
     def requests(old: BlockState) -> dict[str, Request]:
         return stack.transform.jobs(old.links, _clock(config, old.step, old.finite))
 
-    specs = stack.transform.root_specs(stack.block)
+    specs, names = stack.transform.root_specs(stack.block), owners_of(stack)
+    owners = tuple(names[slot] for slot in slots)
     return {
-        path: Job(f"{stack.key}/{path}", tuple(owners), *request, specs[path].exponent, specs[path].solver)
+        path: Job(f"{stack.key}/{path}", owners, *request, specs[path].exponent, specs[path].solver, tuple(slots))
         for path, request in (vmap(requests)(state) if specs else {}).items()
     }
 

@@ -22,6 +22,12 @@ class Job(NamedTuple):
     boost: Tensor  # [batch] factor on each ridge
     exponent: float
     solver: Solver
+    slots: tuple[int, ...] = ()  # where each is in its stack
+
+    def part(self, rows: slice) -> "Job":
+        """Some of its factors, as views."""
+        owners, slots = self.owners[rows], self.slots[rows]
+        return self._replace(owners=owners, factors=self.factors[rows], boost=self.boost[rows], slots=slots)
 
 
 Solve = Callable[[Sequence[Job]], list[Roots]]

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from shampoo_fn.checks import check_failures, check_grads, check_params
 from shampoo_fn.config import Config
-from shampoo_fn.layout import Layout, Piece, Stack, gather, layout, owners_of, scatter, slots
+from shampoo_fn.layout import Layout, Piece, Stack, gather, layout, scatter, slots
 from shampoo_fn.lift import (
     Blocks,
     accumulate_stack,
@@ -70,9 +70,8 @@ def refresh_due(plan: Layout, state: State, config: Config, solve: Solve, *, eve
         chosen = [slot for slot in slots(stack, names) if due[slot]]
         if chosen and stack.transform.root_specs(stack.block):
             index = _index(chosen, stack)
-            owners = owners_of(stack)
             blocks = taken(state.stacks[stack.key], index)
-            parts.append((stack, index, blocks, jobs_of_stack(stack, config, blocks, [owners[slot] for slot in chosen])))
+            parts.append((stack, index, blocks, jobs_of_stack(stack, config, blocks, chosen)))
     solved = iter(solve([job for *_, jobs in parts for job in jobs.values()]) if parts else [])
     stacks = dict(state.stacks)
     for stack, index, blocks, jobs in parts:

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from shampoo_fn.checks import check_failures
-from shampoo_fn.layout import Stack, owners_of
+from shampoo_fn.layout import Stack
 from shampoo_fn.lift import Changes, install_in_stack, jobs_of_stack, taken
 from shampoo_fn.roots.solver import Roots
 from shampoo_fn.roots.threaded import CHUNK
@@ -53,7 +53,7 @@ def refresh_slots(storage: Storage, wanted: Due, solve: Solve) -> None:
     # a thread takes a root at a time: fewer factors at once would leave threads without
     threads = torch.get_num_threads() if storage.params[0].device.type == "cpu" else 1
     for batch in batches(wanted, storage.limit, threads):
-        asked = [jobs_at(storage, stack, slots, _owners(stack, slots)) for stack, slots in batch]
+        asked = [jobs_at(storage, stack, slots) for stack, slots in batch]
         solved = _solved([job for jobs in asked for job in jobs.values()], solve, threads)
         for (stack, slots), jobs in zip(batch, asked, strict=True):
             install_at(storage, stack, slots, {path: next(solved) for path in jobs})
@@ -71,14 +71,9 @@ def _alone(factors: Tensor) -> bool:
     return factors.device.type == "cpu" and factors.shape[-1] ** 3 >= CHUNK
 
 
-def jobs_at(storage: Storage, stack: Stack, slots: list[int], owners: Sequence[str]) -> dict[str, Job]:
-    """The jobs of some slots, by the factor's path; `owners`: the parameter of each."""
-    return jobs_of_stack(stack, storage.config, part_at(storage, stack, slots)[0], owners)
-
-
-def _owners(stack: Stack, slots: list[int]) -> list[str]:
-    owners = owners_of(stack)
-    return [owners[slot] for slot in slots]
+def jobs_at(storage: Storage, stack: Stack, slots: list[int]) -> dict[str, Job]:
+    """The jobs of some slots, by the factor's path."""
+    return jobs_of_stack(stack, storage.config, part_at(storage, stack, slots)[0], slots)
 
 
 def install_at(

@@ -114,8 +114,12 @@ def _difference(descriptions: Sequence[Description]) -> str:
     """The first subject that is not the same on all ranks, and which ranks are in the minority."""
     for subject in dict.fromkeys(subject for description in descriptions for subject in description):
         if any(subject not in description for description in descriptions):
-            return _sentence(subject, "is", ["there" if subject in description else "missing" for description in descriptions])
-        for attribute in descriptions[0][subject]:
+            return _sentence(
+                subject,
+                "whether it takes part",
+                ["there" if subject in description else "missing" for description in descriptions],
+            )
+        for attribute in dict.fromkeys(attribute for description in descriptions for attribute in description[subject]):
             said = [description[subject].get(attribute, "nothing") for description in descriptions]
             if len(set(said)) > 1:
                 return _sentence(subject, attribute, said)
@@ -131,7 +135,7 @@ def _sentence(subject: str, attribute: str, said: Sequence[str]) -> str:
         "gradient": "A parameter must have a gradient on all ranks or on none; fill missing ones with zeros, or let "
         "DistributedDataParallel(find_unused_parameters=True) reduce them",
         "steps": "A gradient was missing, or not finite, on one rank only; gradients must be reduced over all ranks",
-    }.get(attribute, "Build the same model, options and checkpoint on every rank")
+    }.get(attribute, "Build the same model, options and checkpoint on every rank, and pass gradients of the same parameters")
     return f"the ranks disagree on {subject}: {attribute}, {theirs}; rank {others}: {_clipped(usual)}. {hint}."
 
 

@@ -92,10 +92,10 @@ def header(digest: bytes, message: str) -> Tensor:
     return torch.tensor(list(digest.ljust(DIGEST, b"\0") + text.ljust(MESSAGE, b"\0")), dtype=torch.uint8)
 
 
-def heads_of(segments: Sequence[Tensor], seating: Seating) -> Sequence[Tensor]:
-    """Headers and residuals of the segments of all ranks, brought to the host together."""
-    heads = [segment[:size] for segment, size in zip(segments, seating.heads, strict=True)]
-    together: Sequence[Tensor] = torch.cat(heads).cpu().split(list(seating.heads))
+def heads_of(segments: Sequence[Tensor], sizes: Sequence[int]) -> Sequence[Tensor]:
+    """The first bytes of the segments of all ranks, `Seating.heads` for headers and residuals, brought to the host together."""
+    heads = [segment[:size] for segment, size in zip(segments, sizes, strict=True)]
+    together: Sequence[Tensor] = torch.cat(heads).cpu().split(list(sizes))
     return together
 
 

@@ -46,7 +46,7 @@ class Flight:
     @cached_property
     def heads(self) -> Sequence[Tensor]:
         """What the host reads of them: headers and residuals."""
-        return heads_of(self.rows, self.seating)
+        return heads_of(self.rows, self.seating.heads)
 
     def digests(self) -> list[bytes]:
         """What every rank had agreed upon when it started."""

@@ -3,6 +3,8 @@
 import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
+from itertools import count
 
 import torch
 import torch.distributed as dist
@@ -14,10 +16,11 @@ from shampoo_fn.solve import Job, batched
 from shampoo_fn.symmetric import packed_shape
 from shampoo_fn.tracing import is_traced
 from shampoo_fn.transform import RootSpec
-from shampoo_optim.distributed.agreement import check_same, digest
+from shampoo_optim.distributed.agreement import Description, digest
 from shampoo_optim.distributed.arrival import arrived
 from shampoo_optim.distributed.assignment import assigned
-from shampoo_optim.distributed.exchange import HEADER, Seating, header, heads_of, read
+from shampoo_optim.distributed.exchange import Seating, read
+from shampoo_optim.distributed.forecast import forecast_of
 from shampoo_optim.distributed.peers import Peers
 from shampoo_optim.distributed.solving import Ask, solve_into
 from shampoo_optim.distributed.tiles import Block, Tile
@@ -32,9 +35,9 @@ class scattered:  # used as a function of its options, like the `batched` that i
     """A `solve` of which each rank of a process group does a part; the ranks' gradients, hence their jobs, are the same.
 
     process_group: None for the default one; with one rank or without a group it is `batched`. dtype: that roots travel in,
-    None for their own, which leaves their bits. A refresh is two collectives: 32 bytes that say whether all ranks have the same
-    jobs, then the roots. Raises RuntimeError on every rank where they have not, naming rank and parameter; ValueError under
-    tracing.
+    None for their own, which leaves their bits. A refresh is one collective, and a short one more where jobs come up that did
+    not follow the last ones before, see `forecast.py`. Raises RuntimeError on every rank if they have not the same jobs, naming
+    rank and parameter; ValueError under tracing.
     """
 
     process_group: dist.ProcessGroup | None = None
@@ -54,16 +57,20 @@ class scattered:  # used as a function of its options, like the `batched` that i
         tiles = [_tile(jobs[index], rows) for index, rows in cuts]
         owners = assigned([tile.cost for tile in tiles], peers.size)
         device = peers.device(jobs[0].factors.device)
-        _check(peers, jobs, owners, device)
         seating = Seating.of(tiles, owners, peers.size, self.dtype)
-        mine = [Ask(k, list(range(len(tiles[k].blocks))), _part(jobs[index], rows)) for k, (index, rows) in enumerate(cuts)]
-        segment = seating.empty(peers.rank, device)
-        said = solve_into(
-            segment, seating, [ask for ask, owner in zip(mine, owners, strict=True) if owner == peers.rank], LIMIT
-        )
-        segment[:HEADER] = header(b"", said).to(device)
-        received = peers.spread(segment, seating.sizes)()
-        _warn(heads_of(received, seating))
+
+        def mine() -> tuple[Tensor, str]:
+            asked = [
+                Ask(number, list(range(len(tiles[number].blocks))), jobs[index].part(rows))
+                for number, (index, rows) in enumerate(cuts)
+                if owners[number] == peers.rank
+            ]
+            segment = seating.empty(peers.rank, device)
+            return segment, solve_into(segment, seating, asked, LIMIT)
+
+        describe = partial(_described, jobs, self.dtype)
+        received, heads = forecast_of(peers, device).exchange(peers, seating, digest((describe(), owners)), mine, describe)
+        _warn(heads)
         seats: list[list[tuple[int, slice]]] = [[] for _ in jobs]
         for number, (index, _) in enumerate(cuts):
             seats[index].append((number, slice(None)))
@@ -83,22 +90,16 @@ def _tile(job: Job, rows: slice) -> Tile:
     return Tile(job.name, blocks, packed_shape(n) if full else (n,), full, job.factors.dtype, cost, 0, NO_TURN)
 
 
-def _part(job: Job, rows: slice) -> Job:
-    return job._replace(owners=job.owners[rows], factors=job.factors[rows], boost=job.boost[rows])
-
-
-def _check(peers: Peers, jobs: Sequence[Job], owners: Sequence[int], device: torch.device) -> None:
-    def describe() -> dict[str, dict[str, str]]:
-        by_owner: dict[str, dict[str, str]] = {}
-        for job in jobs:
-            kind = f"{tuple(job.factors.shape[1:])}, {job.factors.dtype}, exponent {job.exponent:g}, {job.solver}"
-            for owner in job.owners:
-                held = by_owner.setdefault(f"parameter {owner!r}", {"factors": ""})
-                held["factors"] += f"{job.name}: {kind}; "
-        return by_owner
-
-    sent = torch.tensor(list(digest((describe(), list(owners)))), dtype=torch.uint8, device=device)
-    check_same(peers, [bytes(row.tolist()) for row in peers.gather(sent)()], describe)
+def _described(jobs: Sequence[Job], dtype: torch.dtype | None) -> Description:
+    found: Description = {"the exchange": {"dtype": str(dtype)}}
+    for job in jobs:
+        kind = f"{tuple(job.factors.shape[1:])}, {job.factors.dtype}, exponent {job.exponent:g}, {job.solver}"
+        rows: dict[str, list[int]] = {}
+        for owner, slot in zip(job.owners, job.slots or count(), strict=False):
+            rows.setdefault(owner, []).append(slot)
+        for owner, slots in rows.items():
+            found.setdefault(f"parameter {owner!r}", {})[f"factors {job.name}"] = f"{kind}, slots {slots}"
+    return found
 
 
 def _warn(heads: Sequence[Tensor]) -> None:

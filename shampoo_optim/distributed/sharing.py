@@ -96,7 +96,7 @@ class SharedRoots:
 
     @property
     def _meets(self) -> bool:
-        """Whether a refresh is started at this call: roots are due, or the ranks have not compared notes for an interval."""
+        """Whether a refresh is started at this call: roots are due, or the ranks have not compared notes for a while."""
         return bool(self._seats[0]) or self._call - self._met >= self._register.share.timetable.pause
 
     def _start(self, works: Sequence[Work], wanted: Collection[Block]) -> Collection[Block]:

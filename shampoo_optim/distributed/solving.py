@@ -35,13 +35,12 @@ def asks(seating: Seating, rank: int, directory: Directory, due: Collection[Bloc
     for run in _runs(seating, rank, directory, due, limit):
         blocks = [seating.tiles[number].blocks[k] for number, positions in run for k in positions]
         storage, stack, _ = directory.places[blocks[0]]
-        slots, owners = [directory.places[block].slot for block in blocks], [block.name for block in blocks]
-        job = jobs_at(storage, stack, slots, owners)[seating.tiles[run[0][0]].path]
-        sizes = [len(positions) for _, positions in run]
-        boosts = job.boost.clone().split(sizes)  # of the state; factors are new, corrected ones
-        parts = zip(run, sizes, accumulate(sizes), job.factors.split(sizes), boosts, strict=True)
-        for (number, positions), size, end, factors, boost in parts:
-            yield Ask(number, positions, job._replace(owners=job.owners[end - size : end], factors=factors, boost=boost))
+        slots = [directory.places[block].slot for block in blocks]
+        job = jobs_at(storage, stack, slots)[seating.tiles[run[0][0]].path]
+        job = job._replace(boost=job.boost.clone())  # of the state; factors are new, corrected ones
+        ends = accumulate(len(positions) for _, positions in run)
+        for (number, positions), end in zip(run, ends, strict=True):
+            yield Ask(number, positions, job.part(slice(end - len(positions), end)))
 
 
 def _runs(

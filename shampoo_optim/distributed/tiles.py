@@ -55,7 +55,7 @@ def tiles_of(storage: Storage) -> list[Tile]:
     for unit in units(storage.plan):
         key = (unit.stack, unit.path)
         if key not in dtypes:
-            jobs = jobs_at(storage, stacks[unit.stack], [0], [""])
+            jobs = jobs_at(storage, stacks[unit.stack], [0])
             dtypes |= {(unit.stack, path): job.factors.dtype for path, job in jobs.items()}
         blocks = tuple(named[unit.stack][slot] for slot in unit.slots)
         shape = packed_shape(unit.n) if unit.full else (unit.n,)

@@ -14,6 +14,7 @@ from shampoo_fn.cadence import Cadence
 from shampoo_optim.distributed.tiles import Block, Tile
 
 Steps = Mapping[Block, int]
+NOTES = 10  # calls at most between two comparisons of notes: a gradient missing on one rank is said within so many
 
 
 class Timetable(NamedTuple):
@@ -35,7 +36,7 @@ class Timetable(NamedTuple):
             if known:
                 due.setdefault((tile.cadence, tile.turn, known), []).append(number)
         waiting = frozenset(number for number, tile in enumerate(tiles) if overdue.intersection(tile.blocks))
-        return Timetable(call, steps, due, waiting, max((tile.cadence.frequency for tile in tiles), default=1))
+        return Timetable(call, steps, due, waiting, min(NOTES, max((tile.cadence.frequency for tile in tiles), default=1)))
 
     def at(self, call: int) -> list[int]:
         """The numbers of the tiles that have room in the exchange of this call, in order."""

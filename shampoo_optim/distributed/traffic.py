@@ -56,4 +56,4 @@ def moved(units: Sequence[Unit], sizes: Sequence[int], owners: Sequence[int], ra
 def _dtypes(stack: Stack, config: Config) -> dict[str, torch.dtype]:
     """The dtype of the roots of a stack, by path."""
     state = init_stack(stack, torch.empty((1, *stack.block), dtype=stack.dtype, device="meta"))
-    return {path: job.factors.dtype for path, job in jobs_of_stack(stack, config, state, [""]).items()}
+    return {path: job.factors.dtype for path, job in jobs_of_stack(stack, config, state, [0]).items()}

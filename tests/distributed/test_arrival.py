@@ -65,7 +65,7 @@ def test_roots_are_found_in_segments_of_any_length() -> None:
     found = arrived(seating, segments, [(0, slice(1, 2)), (2, slice(None)), (1, slice(0, 1))], torch.device("cpu"))
     assert torch.equal(found.roots, matrices[[1, 3, 2]])
     assert found.residuals.tolist() == [1.0, 3.0, 2.0]
-    heads = heads_of(segments, seating)
+    heads = heads_of(segments, seating.heads)
     assert read(heads[2]) == (b"x".ljust(32, b"\0"), "no luck")
     assert seating.residuals(heads[1], 0).tolist() == [0.0, 1.0]
 

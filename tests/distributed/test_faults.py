@@ -30,6 +30,12 @@ def test_a_gradient_that_is_missing_on_one_rank_is_an_error_on_every_rank(at: in
         assert seconds < 10
 
 
+def test_it_is_said_within_ten_steps_however_rare_refreshes_are() -> None:
+    options = PLAIN | {"precondition_frequency": 1000}
+    for lag, raised in ((0, 11), (2, 13)):
+        assert {step for (step, _), _ in spawned(gradient_missing, 2, options, 3, False, lag)} == {raised}
+
+
 def test_so_it_is_with_turns() -> None:
     assert {step for (step, _), _ in spawned(gradient_missing, 2, MANY, 6, False, 0)} == {6}
 

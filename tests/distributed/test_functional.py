@@ -1,5 +1,6 @@
 """`update(..., solve=scattered())`: the functional optimizer, with roots by several ranks."""
 
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -11,6 +12,7 @@ import shampoo_optim.distributed.solving as solving
 from shampoo_fn import Cadence, Config, apply_updates, batched, init_state, shampoo, update
 from shampoo_fn.tree import flatten
 from shampoo_optim.distributed import scattered
+from shampoo_optim.distributed.exchange import HEADER
 from tests.distributed.faults import broken
 from tests.distributed.support import spawned
 from tests.support import assert_identical, gradients, model
@@ -23,11 +25,11 @@ def config(**cadence: Any) -> Config:
     return Config(made.transform, made.blocking, Cadence(2, **cadence))
 
 
-def walk(solve: Any, staggered: bool, dtype: torch.dtype = torch.float32) -> dict[str, Tensor]:
+def walk(solve: Any, staggered: bool, dtype: torch.dtype = torch.float32, steps: int = 7) -> dict[str, Tensor]:
     """Parameters and state after some steps."""
     params, settings = model(dtype, SHAPES), config(staggered=staggered)
     state = init_state(params, settings)
-    for grads in gradients(params, 7):
+    for grads in gradients(params, steps):
         updates, state = update(grads, state, settings, params, solve=solve)
         params = apply_updates(params, updates)
     return params | flatten(state)
@@ -61,6 +63,65 @@ def test_jobs_that_differ_are_an_error_on_every_rank() -> None:
     for said in spawned(unequal, 3):
         assert "'second'" in said
         assert "rank 1" in said
+
+
+def counted(staggered: bool) -> tuple[list[list[int]], dict[str, Tensor]]:
+    """The bytes that arrived in each collective of each of some steps; at step 8 rank 1 first has no gradient of `second`."""
+    sizes: list[int] = []
+    for name in ("all_gather_single", "all_gather_into_tensor", "all_to_all_single"):
+        if hasattr(dist, name):
+            setattr(dist, name, watched(getattr(dist, name), sizes))
+    params, settings = model(torch.float32, SHAPES), config(staggered=staggered)
+    state = init_state(params, settings)
+    found = []
+    for number, grads in enumerate(gradients(params, 12), 1):
+        if number == 8:
+            odd = {name: grad for name, grad in grads.items() if name != "second" or dist.get_rank() != 1}
+            with pytest.raises(RuntimeError, match=r"'second'.*rank 1: missing; rank 0, 2: there"):
+                update(odd, state, settings, params, solve=scattered())
+        updates, state = update(grads, state, settings, params, solve=scattered())
+        params = apply_updates(params, updates)
+        found.append(list(sizes))
+        sizes.clear()
+    return found, params | flatten(state)
+
+
+def watched(function: Callable[..., Any], sizes: list[int]) -> Callable[..., Any]:
+    def call(*args: Any, **named: Any) -> Any:
+        sizes.append(args[0].nbytes)
+        return function(*args, **named)
+
+    return call
+
+
+@pytest.mark.parametrize("staggered", [False, True])
+def test_a_refresh_is_one_collective_once_such_a_one_has_been_seen(staggered: bool) -> None:
+    results = spawned(counted, 3, staggered)
+    expected = walk(batched, staggered, steps=12)
+    for found, result in results:
+        assert_identical(result, expected)
+        first, *later = found
+        assert first[0] == 3 * HEADER  # nothing is known yet: no roots, only what each has
+        assert len(first) == 2
+        assert first[1] > first[0]
+        counts = [len(sizes) for sizes in later]
+        if staggered:
+            assert counts == [
+                2,
+                2,
+                2,
+                1,
+                1,
+                1,
+                2,
+                1,
+                1,
+                1,
+                1,
+            ]  # all blocks, those of a turn, of the other; step 8 is tried twice
+        else:
+            assert counts == [1, 0, 1, 0, 1, 0, 2, 0, 1, 0, 1]
+        assert later[6][0] == later[6][1]
 
 
 def failing() -> tuple[list[str], dict[str, Tensor]]:
