@@ -1,5 +1,6 @@
 """Inverse roots: whose turn it is, and taking them a bounded number at a time."""
 
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 
@@ -53,17 +54,24 @@ def refresh_slots(storage: Storage, wanted: Due, solve: Solve) -> None:
     # a thread takes a root at a time: fewer factors at once would leave threads without
     threads = torch.get_num_threads() if storage.params[0].device.type == "cpu" else 1
     for batch in batches(wanted, storage.limit, threads):
-        asked = [jobs_at(storage, stack, slots) for stack, slots in batch]
-        solved = _solved([job for jobs in asked for job in jobs.values()], solve, threads)
-        for (stack, slots), jobs in zip(batch, asked, strict=True):
-            install_at(storage, stack, slots, {path: next(solved) for path in jobs})
+        paths, jobs = [], deque[Job]()
+        for stack, slots in batch:
+            asked = jobs_at(storage, stack, slots)
+            paths.append(list(asked))
+            jobs.extend(asked.values())
+        del asked
+        solved = _solved(jobs, solve, threads)
+        for (stack, slots), own in zip(batch, paths, strict=True):
+            install_at(storage, stack, slots, {path: next(solved) for path in own})
 
 
-def _solved(jobs: list[Job], solve: Solve, threads: int) -> Iterator[Roots]:
-    """The roots of each job; one job after the other if factors are worked singly anyhow: together they are copied again."""
-    if all(len(job.factors) >= threads and _alone(job.factors) for job in jobs):
-        return (solve([job])[0] for job in jobs)
-    return iter(solve(jobs))
+def _solved(jobs: deque[Job], solve: Solve, threads: int) -> Iterator[Roots]:
+    """The roots of each job, all let go of: large factors are worked singly anyhow, and together would be copied again."""
+    if not all(len(job.factors) >= threads and _alone(job.factors) for job in jobs):
+        yield from solve(list(jobs))
+    else:
+        while jobs:
+            yield solve([jobs.popleft()])[0]
 
 
 def _alone(factors: Tensor) -> bool:

@@ -1,5 +1,6 @@
 """Inverse roots by eigendecomposition: `A = Q diag(w) Q^T`, `A^(-e) = (Q w^(-e/2)) (Q w^(-e/2))^T`."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -9,10 +10,13 @@ from torch.linalg import LinAlgError  # type: ignore[attr-defined]  # documented
 from shampoo_fn.gram import gram
 from shampoo_fn.roots.derivative import linearised
 from shampoo_fn.roots.residual import checked
-from shampoo_fn.roots.ridge import add_ridge, power, times
+from shampoo_fn.roots.ridge import Ridged, add_ridge, power, restore, times
 from shampoo_fn.roots.solver import Roots, Solver, check_dtype, each_by_threads
 from shampoo_fn.tracing import is_traced
 from shampoo_fn.validate import require
+
+LARGE = 512  # rows
+Decomposition = Callable[[Tensor], tuple[Tensor, Tensor]]
 
 
 @dataclass(frozen=True)
@@ -45,20 +49,29 @@ class Eigh(Solver):
 
     def _solve(self, matrices: Tensor, exponent: float, boost: Tensor | None) -> Roots:
         problem = add_ridge(matrices, self.dtype, relative_epsilon=self.relative_epsilon, epsilon=self.epsilon, boost=boost)
-        eigenvalues, eigenvectors = eigendecomposition(problem.matrices.detach())
+        large = not self.exact_derivative and _is_large(problem.matrices)
+        roots, lift = self._roots(problem, exponent, _eigh_in_place if large else eigendecomposition)
+        if large:
+            restore(problem, matrices)
+        if lift is not None:
+            problem = problem._replace(matrices=problem.matrices + torch.diag_embed(lift.expand(matrices.shape[:-1])))
+        return checked(roots, problem, exponent, matrices.dtype)
+
+    def _roots(self, problem: Ridged, exponent: float, decomposed: Decomposition) -> tuple[Tensor, Tensor | None]:
+        """The roots, and what was added to all eigenvalues for that."""
+        eigenvalues, eigenvectors = decomposed(problem.matrices.detach())
+        lift = None
         if self.relative_epsilon == 0 and self.epsilon > 0:
             # an absolute epsilon below the rounding level of A: lift the spectrum so that its least member is epsilon
             lift = (problem.ridge.detach()[:, None] - eigenvalues[:, :1]).clamp_min(0)
             eigenvalues = eigenvalues + lift
-            problem = problem._replace(matrices=problem.matrices + torch.diag_embed(lift.expand_as(eigenvalues)))
         floor = torch.finfo(eigenvalues.dtype).eps * eigenvalues[:, -1:].abs()
         eigenvalues = torch.maximum(eigenvalues, floor)  # what is lifted here shows in the residual
         halves = power(eigenvalues, -exponent / 2)[:, None, :]
         if self.exact_derivative:
-            roots = linearised(gram(eigenvectors * halves), problem.matrices, eigenvalues, eigenvectors, exponent)
-        else:
-            roots = gram(times(eigenvectors, halves))
-        return checked(roots, problem, exponent, matrices.dtype)
+            roots = gram(eigenvectors * halves)
+            return linearised(roots, problem.matrices, eigenvalues, eigenvectors, exponent), lift
+        return gram(times(eigenvectors, halves)), lift
 
 
 def eigendecomposition(matrices: Tensor) -> tuple[Tensor, Tensor]:
@@ -70,6 +83,22 @@ def eigendecomposition(matrices: Tensor) -> tuple[Tensor, Tensor]:
     except LinAlgError:
         pairs = [_eigh_or_nan(matrix) for matrix in matrices]
         return torch.stack([values for values, _ in pairs]), torch.stack([vectors for _, vectors in pairs])
+
+
+def _is_large(matrices: Tensor) -> bool:
+    """Whether this is one matrix whose copies count more than the time to make it anew, 1 % of the whole."""
+    here = matrices.device.type == "cpu" and not is_traced(matrices) and not matrices.requires_grad
+    return here and len(matrices) == 1 and matrices.shape[-1] >= LARGE
+
+
+def _eigh_in_place(matrices: Tensor) -> tuple[Tensor, Tensor]:
+    """`eigendecomposition` written over `matrices`: with its work space LAPACK needs three matrices then instead of four."""
+    vectors, values = matrices.mT, matrices.new_empty(matrices.shape[:-1])
+    try:
+        torch.linalg.eigh(vectors, UPLO="U", out=(values, vectors))
+    except LinAlgError:
+        values.fill_(torch.nan)
+    return values, vectors
 
 
 def _eigh_or_nan(matrix: Tensor) -> tuple[Tensor, Tensor]:

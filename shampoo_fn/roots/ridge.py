@@ -24,7 +24,7 @@ class Ridged(NamedTuple):
     """A batch of factors, scaled to entries of about one and made positive definite."""
 
     matrices: Tensor  # [batch, n, n] scaled and ridged; the identity where the factor is zero or not finite
-    ridge: Tensor  # [batch] what was added to each diagonal, in scaled units
+    ridge: Tensor  # [batch] what was added to each diagonal, in scaled units; one where there is the identity
     bound: Tensor  # [batch] s(A) + ridge, which bounds the spectrum; s(A + ridge I) may exceed it by sqrt(n) ridges
     scale: Tensor  # [batch] power of two that the factor was divided by
     finite: Tensor  # [batch] bool, whether the factor had finite entries only
@@ -81,15 +81,22 @@ def add_ridge(
     usable = finite & (largest > 0)
     scale = power_of_two_above(torch.where(usable, largest, 0.0))
     # the reciprocal of a power of two is exact, and a product takes a third of the time of a quotient
-    scaled = torch.where(usable[:, None, None], matrices, 0.0).to(largest.dtype).mul_((1 / scale)[:, None, None])
+    scaled = torch.where(finite[:, None, None], matrices, 0.0).to(largest.dtype).mul_((1 / scale)[:, None, None])
     size = spectral_bound(scaled)
     ridge = relative_epsilon * size
     if epsilon:
         ridge = ridge + epsilon / scale
     if boost is not None:
         ridge = ridge * boost.to(ridge.dtype)
-    added = torch.where(usable, ridge, 1.0)
-    return Ridged(add_to_diagonal(scaled, added), torch.where(usable, ridge, 0.0), size + added, scale, finite)
+    ridge = torch.where(usable, ridge, 1.0)
+    return Ridged(add_to_diagonal(scaled, ridge), ridge, size + ridge, scale, finite)
+
+
+def restore(problem: Ridged, matrices: Tensor) -> None:
+    """Put back the matrices of a problem that a solver wrote over: `matrices` are those it was made of. On a CPU."""
+    problem.matrices.copy_(matrices).mul_((1 / problem.scale)[:, None, None])
+    problem.matrices[~problem.finite] = 0.0
+    add_to_diagonal(problem.matrices, problem.ridge)
 
 
 def ridged_diagonal(

@@ -80,7 +80,7 @@ class _Crew:
                 helper.join()
             if self.errors:
                 raise self.errors[0]
-            return self.whole or tuple(map(torch.cat, zip(*self.parts, strict=True)))
+            return self.whole or tuple(map(_joined, zip(*self.parts, strict=True)))
         finally:
             if allowed > 1:
                 torch.set_num_threads(allowed)
@@ -117,3 +117,7 @@ class _Crew:
                 self.whole = tuple(tensor.new_empty(self.rows[-1].stop, *tensor.shape[1:]) for tensor in part)
         for kept, tensor in zip(self.whole, part, strict=True):
             kept[self.rows[index]].copy_(tensor)
+
+
+def _joined(parts: tuple[Tensor, ...]) -> Tensor:
+    return parts[0] if len(parts) == 1 else torch.cat(parts)
