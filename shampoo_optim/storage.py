@@ -72,7 +72,9 @@ class Storage:
         elements = sum(param.numel() for param in self.params)
         self.limit = limit_of(elements, compiled=self.backend is not None)
         shapes = {name: tuple(param.shape) for name, param in params.items()}
-        self._tiles = [tiles(stack, self.plan.merged, shapes, self.limit) for stack in self.plan.stacks]
+        # a tile's gradients are a view, those of a chunk of several a copy: in graphs a temporary more beside three
+        limit = self.limit if self.backend is None else self.limit * 5 // 4
+        self._tiles = [tiles(stack, self.plan.merged, shapes, limit) for stack in self.plan.stacks]
         self._all = self._chunks(None)
 
     def _adopt(self, states: Sequence[dict[str, Any]]) -> None:

@@ -7,7 +7,8 @@ the graph, which then needs no memory for them; filters and momenta are not: whe
 use, torch 2.13 fails to generate code (KeyError in `try_outer_loop_fusion_with_local_buf`).
 """
 
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Sequence
 from types import FunctionType
 from typing import Any, NamedTuple, Protocol
 
@@ -63,10 +64,22 @@ def write(state: BlockState, new: Changes) -> None:
 EAGER = Walks(_accumulate, _precondition)
 
 
+def _guarded(guards: Sequence[Any]) -> list[bool]:
+    """Which guards of a graph are looked at when it is called.
+
+    Of the 500, most say that torch and this package are the code that was traced, and how a state is made up, which is given
+    for the graphs of a stack; they took a twentieth of a step. All about tensors, options and modes of torch stay.
+    """
+    return [each.guard_type == "TENSOR_MATCH" or not _GIVEN.search(each.name) for each in guards]
+
+
+_GIVEN = re.compile(r"__import_(_\('|torch|shampoo_fn|shampoo_optim)|__builtins|___unnamed_scope|type\(|^(L\[')?state\b")
+
+
 def _compiled(walk: _Walk, backend: str) -> _Walk:
     # a function of its own: torch counts recompiles per code object, and gives up after eight
     own: Callable[..., Any] = FunctionType(walk.__code__.replace(), walk.__globals__, argdefs=(None,))  # type: ignore[attr-defined]
-    graph = torch.compile(own, backend=backend, fullgraph=True)
+    graph = torch.compile(own, backend=backend, fullgraph=True, options={"guard_filter_fn": _guarded})
 
     def call(stack: Stack, config: Config, state: BlockState, blocks: Blocks, norms: Tensor | None = None) -> Any:
         # a gradient that is not finite is masked inside the graph, and none is another graph

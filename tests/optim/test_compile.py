@@ -69,6 +69,26 @@ def test_neither_a_missing_gradient_nor_one_that_is_not_finite_is_another_graph(
     assert_equal_run(ours, theirs)
 
 
+PACE = {"rate": 0.1}
+
+
+def paced(step: torch.Tensor) -> torch.Tensor:
+    """A schedule that reads what a user changes."""
+    return PACE["rate"] / (1 + 0.1 * step)
+
+
+def test_a_schedule_of_the_users_is_traced_anew_when_what_it_reads_changes(monkeypatch: pytest.MonkeyPatch) -> None:
+    config = Config(Chain(precondition=Preconditioned(Kronecker()), rate=Scale(paced)))
+    runs = [(params := parameters(torch.float64, SHAPES), Shampoo(params.items(), config=config)) for _ in range(2)]
+    runs[0][1].param_groups[0]["compile"] = "counting"
+    for rate in (0.1, 0.7):
+        monkeypatch.setitem(PACE, "rate", rate)
+        for params, optimizer in runs:
+            walk(optimizer, params, grads_for(params, 3))
+    assert len(GRAPHS) > 2 * STACKS
+    assert_equal_run(*runs)
+
+
 def test_more_groups_than_torch_recompiles_one_function() -> None:
     params = {f"w{n}": Parameter(torch.ones(n)) for n in range(2, 5)}
     optimizer = Shampoo([{"params": [(name, p)]} for name, p in params.items()], compile="counting")
