@@ -3,8 +3,8 @@
 # annotations of the nested functions stay text: torch.compile's tracer cannot evaluate `tuple[...]`
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Sequence
+from typing import NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
@@ -17,9 +17,27 @@ from shampoo_fn.solve import Job
 from shampoo_fn.state import BlockState, work_dtype
 from shampoo_fn.tracing import is_traced
 from shampoo_fn.transform import Clock, Request, chosen
-from shampoo_fn.tree import Tree, changed, changes, map_tree
+from shampoo_fn.tree import Tree, changed, changes, leaves, map_tree
 
+T = TypeVar("T")
 Changes = dict[str, Tree]  # what a stage changed, as nested dicts: the rest is neither copied nor written
+
+
+def over_slots(function: Callable[..., T]) -> Callable[..., T]:
+    """`vmap(function)` of trees; torch sees flat tuples, for it takes longer to find the leaves of a tree."""
+
+    def lifted(*trees: Tree) -> T:
+        made: list[T] = []
+
+        def flat(*tensors: Tensor) -> tuple[Tensor, ...]:
+            each = iter(tensors)
+            made.append(function(*(map_tree(lambda _: next(each), tree) for tree in trees)))
+            return tuple(leaves(made[0]))
+
+        each = iter(vmap(flat)(*leaves(trees)))
+        return map_tree(lambda _: next(each), made[0])  # type: ignore[no-any-return]
+
+    return lifted
 
 
 class Blocks(NamedTuple):
@@ -57,7 +75,7 @@ def accumulate_stack(stack: Stack, config: Config, state: BlockState, blocks: Bl
         links = stack.transform.accumulate(grad, old.links, param[0] if param else None, clock)
         return changes(old, BlockState(step, old.skipped + ~alive, alive.clone(), old.refreshed, links))
 
-    return vmap(accumulate)(state, blocks.grads, blocks.alive, *_optional(blocks.params))
+    return over_slots(accumulate)(state, blocks.grads, blocks.alive, *_optional(blocks.params))
 
 
 def precondition_stack(
@@ -72,7 +90,7 @@ def precondition_stack(
         return update.to(stack.dtype), changes(old, old._replace(links=links))
 
     shared = state.step if norms is None else norms
-    return vmap(precondition)(state, blocks.grads, blocks.alive, shared, *_optional(blocks.params))
+    return over_slots(precondition)(state, blocks.grads, blocks.alive, shared, *_optional(blocks.params))
 
 
 def norms_of_stack(stack: Stack, config: Config, state: BlockState, blocks: Blocks) -> Tensor:
@@ -82,7 +100,7 @@ def norms_of_stack(stack: Stack, config: Config, state: BlockState, blocks: Bloc
         clock = _clock(config, old.step, alive, certain=blocks.all_alive)
         return stack.transform.norms(grad, old.links, param[0] if param else None, clock)
 
-    return vmap(norms)(state, blocks.grads, blocks.alive, *_optional(blocks.params))
+    return over_slots(norms)(state, blocks.grads, blocks.alive, *_optional(blocks.params))
 
 
 def jobs_of_stack(stack: Stack, config: Config, state: BlockState, slots: Sequence[int]) -> dict[str, Job]:
@@ -95,7 +113,7 @@ def jobs_of_stack(stack: Stack, config: Config, state: BlockState, slots: Sequen
     owners = tuple(names[slot] for slot in slots)
     return {
         path: Job(f"{stack.key}/{path}", owners, *request, specs[path].exponent, specs[path].solver, tuple(slots))
-        for path, request in (vmap(requests)(state) if specs else {}).items()
+        for path, request in (over_slots(requests)(state) if specs else {}).items()
     }
 
 
@@ -107,7 +125,7 @@ def install_in_stack(stack: Stack, config: Config, state: BlockState, solved: di
         links = stack.transform.install(old.links, roots, _clock(config, old.step, moved))
         return changes(old, old._replace(links=links, refreshed=torch.where(moved, old.step, old.refreshed)))
 
-    return vmap(install)(state, solved)
+    return over_slots(install)(state, solved)
 
 
 def with_changes(old: BlockState, new: Changes, slots: Tensor | None) -> BlockState:

@@ -18,6 +18,13 @@ def map_tree(function: Callable[..., Any], tree: Tree, *others: Tree) -> Tree:
     return type(tree)(*mapped) if hasattr(tree, "_fields") else tuple(mapped)
 
 
+def leaves(tree: Tree) -> list[Tensor]:
+    """The tensors of `tree`, in order."""
+    if isinstance(tree, Tensor):
+        return [tree]
+    return [leaf for child in (tree.values() if isinstance(tree, dict) else tree) for leaf in leaves(child)]
+
+
 def flatten(tree: Tree, prefix: str = "") -> dict[str, Tensor]:
     """The tensors of `tree` keyed by dotted path: `{"links.momentum.velocity": tensor, ...}`."""
     if isinstance(tree, Tensor):
