@@ -9,82 +9,24 @@ machine then slow all rows alike, and ratios hold where times do not.
 
 import argparse
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from statistics import median
-from time import perf_counter
 from typing import Any
 
 import torch
-from torch.nn import Parameter
-from torch.optim import AdamW
-from tqdm import tqdm
 
 from benchmarks.gpt import GPT, loss
 from benchmarks.step_floor import bare_products, factors_of, flops, traffic
 from benchmarks.step_growth import growth, plot_growth
+from benchmarks.step_runs import NEVER, Runs, Shapes, adamw, measured, stepper, storage_of, table
 from benchmarks.step_stages import by_stage
-from shampoo_optim import Shampoo
-from shampoo_optim.storage import Storage
+from shampoo_optim.options import DEFAULTS
 
 RESULTS = Path(__file__).parent / "results"
-NEVER = 10**9  # steps between roots, for steps without
-Shapes = Mapping[str, tuple[int, ...]]
-Runs = dict[str, Callable[[], object]]
-
 BASE = {"vocabulary": 4096, "width": 256, "layers": 4, "heads": 4, "context": 128, "seed": 0}
 TOKENS = (16, 128)
 KERNELS = ((32, 3), *[(32, 32)] * 6, (64, 32), *[(64, 64)] * 5, (128, 64), *[(128, 128)] * 5)  # of a ResNet, 3 x 3 each
-
-
-def parameters(shapes: Shapes) -> dict[str, Parameter]:
-    """Parameters of these shapes, with gradients."""
-    params = {name: Parameter(0.02 * torch.randn(shape)) for name, shape in shapes.items()}
-    for param in params.values():
-        param.grad = torch.randn_like(param)
-    return params
-
-
-def stepper(shapes: Shapes, **options: Any) -> Callable[[], object]:
-    """Steps of Shampoo on such parameters, once everything is allocated and compiled; every matrix has its factors."""
-    optimizer = Shampoo(parameters(shapes).items(), diagonal=(), **options)
-    optimizer.step()
-    optimizer.step()
-    return optimizer.step
-
-
-def adamw(shapes: Shapes, **options: Any) -> Callable[[], object]:
-    """Steps of AdamW."""
-    optimizer = AdamW(parameters(shapes).values(), **options)
-    optimizer.step()
-    return optimizer.step
-
-
-def storage_of(step: Callable[[], object]) -> Storage:
-    """The stacked state behind a step of Shampoo."""
-    optimizer = step.__self__  # type: ignore[attr-defined]
-    ((storage, _),) = optimizer.storages(0, optimizer.param_groups[0])
-    assert isinstance(storage, Storage)
-    return storage
-
-
-def measured(runs: Runs, rounds: int) -> dict[str, list[float]]:
-    """Milliseconds of each run in each round."""
-    times: dict[str, list[float]] = {name: [] for name in runs}
-    for _ in tqdm(range(rounds), desc=", ".join(runs)[:60], leave=False):
-        for name, run in runs.items():
-            start = perf_counter()
-            run()
-            times[name].append(1000 * (perf_counter() - start))
-    return times
-
-
-def table(title: str, times: Mapping[str, float], base: str) -> dict[str, Any]:
-    """Print milliseconds and ratios to the base, and return them."""
-    print(f"\n{title}")
-    for name, time in times.items():
-        print(f"  {name:<44} {time:9.2f} ms  {time / times[base]:6.2f} x")
-    return {"title": title, "base": base, "milliseconds": dict(times)}
 
 
 def steady(shapes: Shapes, block: int, rounds: int, *, compiled: bool) -> dict[str, Any]:
@@ -102,7 +44,7 @@ def steady(shapes: Shapes, block: int, rounds: int, *, compiled: bool) -> dict[s
     rate = count / times["bare products"] / 1e6
     title = f"steady step, block {block}: {count / 1e9:.2f} GFLOP ({rate:.0f} GFLOP/s bare), {moved / 1e6:.0f} MB"
     found = table(title, times, "bare products") | {"flops": count, "bytes": moved}
-    return found | {"stages": by_stage(storage_of(eager), storage_of(runs["compiled"]) if compiled else None, rounds, measured)}
+    return found | {"stages": by_stage(storage_of(eager), storage_of(runs["compiled"]) if compiled else None, rounds)}
 
 
 def refreshing(shapes: Shapes, block: int, rounds: int) -> dict[str, Any]:
@@ -128,8 +70,11 @@ def staggering(shapes: Shapes, block: int, rounds: int) -> dict[str, Any]:
     return {"title": f"worst over median, block {block}", **found}
 
 
-def overhead(shapes: Shapes, blocks: Sequence[int], rounds: int) -> dict[str, Any]:
-    """What an average step of an interval of ten takes longer than AdamW's, as a share of forward and backward."""
+def overhead(shapes: Shapes, blocks: Sequence[int], rounds: int, *, compiled: bool) -> dict[str, Any]:
+    """What an average step of an interval of ten takes longer than AdamW's, as a share of forward and backward.
+
+    With every matrix preconditioned, and with embeddings by Adam, which is the default for parameters that have names.
+    """
     model = GPT(**BASE)
     params = dict(model.named_parameters())
     tokens = torch.randint(BASE["vocabulary"], TOKENS)
@@ -141,12 +86,16 @@ def overhead(shapes: Shapes, blocks: Sequence[int], rounds: int) -> dict[str, An
         "forward and backward, 16 x 128 tokens": forward_backward,
         "AdamW(fused=True)": adamw(shapes, fused=True),
     }
+    settings: dict[str, dict[str, Any]] = {"": {}, ", embeddings by Adam": {"diagonal": DEFAULTS["diagonal"]}}
+    if compiled:
+        settings[", embeddings by Adam, compiled"] = settings[", embeddings by Adam"] | {"compile": True}
     intervals: dict[str, int] = {}
     for block in blocks:
-        name = f"Shampoo, interval 10, block {block}"
-        step = stepper(shapes, max_preconditioner_dim=block, precondition_frequency=10)
-        runs[name] = lambda step=step: [step() for _ in range(10)]  # type: ignore[misc]
-        intervals[name] = 10
+        for setting, changed in settings.items():
+            name = f"Shampoo, interval 10, block {block}{setting}"
+            step = stepper(shapes, max_preconditioner_dim=block, precondition_frequency=10, **changed)
+            runs[name] = lambda step=step: [step() for _ in range(10)]  # type: ignore[misc]
+            intervals[name] = 10
     times = {name: median(each) / intervals.get(name, 1) for name, each in measured(runs, max(3, rounds // 3)).items()}
     base, plain = list(times)[:2]
     found = table("average step, roots included", times, base)
@@ -189,11 +138,11 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
     found["steady"] = [steady(shapes, block, rounds, compiled=not options.quick) for block in blocks]
     found["refresh"] = [refreshing(shapes, block, max(3, rounds // 4)) for block in blocks]
     found["staggered"] = [staggering(shapes, block, rounds) for block in blocks]
-    found["overhead"] = overhead(shapes, blocks, rounds)
+    found["overhead"] = overhead(shapes, blocks, rounds, compiled=not options.quick)
     found["small"] = small(rounds)
     options.results.mkdir(parents=True, exist_ok=True)
     if not options.quick:
-        found["growth"] = growth(stepper, storage_of, measured)
+        found["growth"] = growth()
         plot_growth(found["growth"], options.results / "step.png")
     (options.results / "step.json").write_text(json.dumps(found, indent=1))
     return found

@@ -1,6 +1,5 @@
 """A step as the work grows: wider models and deeper ones, against the FLOPs of their bare products."""
 
-from collections.abc import Callable
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -8,18 +7,19 @@ from typing import Any
 from matplotlib.figure import Figure
 
 from benchmarks.step_floor import bare_products, flops
+from benchmarks.step_runs import NEVER, measured, stepper, storage_of
 
 WIDTHS = (128, 256, 512, 1024, 2048)  # of a layer of four square matrices
 DEPTHS = (10, 30, 100, 300, 1000)  # layers of one matrix of 64 x 64
 
 
-def growth(stepper: Callable[..., Any], storage_of: Callable[..., Any], measured: Callable[..., Any]) -> list[dict[str, Any]]:
+def growth() -> list[dict[str, Any]]:
     """Milliseconds of a steady step and of its bare products, and their FLOPs, by width and by depth."""
     cases = [("width", width, {f"w{i}": (width, width) for i in range(4)}) for width in WIDTHS]
     cases += [("layers", depth, {f"w{i}": (64, 64) for i in range(depth)}) for depth in DEPTHS]
     found = []
     for kind, size, shapes in cases:
-        step = stepper(shapes, precondition_frequency=10**9)
+        step = stepper(shapes, precondition_frequency=NEVER)
         times = measured({"bare": bare_products(storage_of(step)), "step": step}, 7)
         row = {name: median(each) for name, each in times.items()}
         found.append({"kind": kind, "size": size, "flops": flops(storage_of(step).plan), **row})

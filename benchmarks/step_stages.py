@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import torch
 
 from benchmarks.step_floor import bare_grams, bare_roots_applied, factors_of, full_modes
+from benchmarks.step_runs import measured
 from shampoo_fn import batched
 from shampoo_optim.refreshing import refresh_slots
 from shampoo_optim.stepping import accumulate, precondition
@@ -58,7 +59,7 @@ def runs(storage: Storage) -> dict[str, Run]:
 
 
 @torch.no_grad()
-def by_stage(eager: Storage, compiled: Storage | None, rounds: int, measured: Callable[..., Any]) -> dict[str, dict[str, Any]]:
+def by_stage(eager: Storage, compiled: Storage | None, rounds: int) -> dict[str, dict[str, Any]]:
     """Milliseconds of each stage and of its floors, printed and returned."""
     source, target = torch.randn(COPIED), torch.empty(COPIED)
     runners = {"eager": runs(eager)} | ({"compiled": runs(compiled)} if compiled else {})

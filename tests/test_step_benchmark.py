@@ -5,19 +5,20 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks import step
 from benchmarks.step_floor import bare_products, flops, traffic
+from benchmarks.step_runs import stepper, storage_of
 
 SHAPES = {"square": (8, 8), "wide": (8, 24), "bias": (8,)}
 
 
 def test_flops_are_those_of_the_products() -> None:
-    storage = step.storage_of(step.stepper(SHAPES, max_preconditioner_dim=8))
+    storage = storage_of(stepper(SHAPES, max_preconditioner_dim=8))
     with FlopCounterMode(display=False) as counter:
         bare_products(storage)()
     assert counter.get_total_flops() == flops(storage.plan) == 4 * 4 * 2 * 8**3
 
 
 def test_bytes_grow_with_the_work() -> None:
-    one, two = (step.storage_of(step.stepper({f"w{i}": (8, 8) for i in range(n)})).plan for n in (1, 2))
+    one, two = (storage_of(stepper({f"w{i}": (8, 8) for i in range(n)})).plan for n in (1, 2))
     assert traffic(two) == 2 * traffic(one) == 2 * 4 * (6 * 64 + 3 * 2 * 64)
 
 
