@@ -8,6 +8,7 @@ On several machines, on each of them:
 """
 
 import argparse
+import math
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -53,6 +54,10 @@ def train(arguments: Sequence[str] | None = None) -> tuple[float, float]:
         dist.all_reduce(shared := loss.detach() / ranks)
         losses.append(shared.item())
 
+    if not losses:
+        if rank == 0:
+            print(f"{options.checkpoint} is at step {start} already: --steps says how far to go")
+        return math.nan, math.nan
     if options.checkpoint and rank == 0:  # every rank holds all of it, so one writes it, for any number of ranks
         state = {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "step": options.steps}
         torch.save(state, options.checkpoint)

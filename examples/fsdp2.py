@@ -8,6 +8,7 @@ The checkpoint is a folder that any number of ranks can resume from. On several 
 """
 
 import argparse
+import math
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -60,6 +61,10 @@ def train(arguments: Sequence[str] | None = None) -> tuple[float, float]:
         dist.all_reduce(shared := loss.detach() / ranks)
         losses.append(shared.item())
 
+    if not losses:
+        if rank == 0:
+            print(f"{options.checkpoint} is at step {step} already: --steps says how far to go")
+        return math.nan, math.nan
     if options.checkpoint:
         weights, state = get_state_dict(model, optimizer)
         writer = dcp.FileSystemWriter(options.checkpoint, overwrite=True)

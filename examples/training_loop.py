@@ -1,6 +1,7 @@
 """The ordinary loop with `shampoo_optim.Shampoo`, a scheduler, and a checkpoint from which it resumes to the bit."""
 
 import argparse
+import math
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -47,6 +48,9 @@ def main(arguments: Sequence[str] | None = None) -> tuple[float, float]:
         scheduler.step()
         losses.append(loss.item())
 
+    if not losses:
+        print(f"{options.checkpoint} is at step {scheduler.last_epoch} already: --steps says how far to go")
+        return math.nan, math.nan
     if options.checkpoint:
         torch.save({name: part.state_dict() for name, part in parts.items()}, options.checkpoint)
     print(f"step {scheduler.last_epoch}: loss {losses[0]:.3g} -> {losses[-1]:.3g}")

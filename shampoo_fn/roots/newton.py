@@ -72,7 +72,7 @@ class CoupledNewton(Solver):
         if self.relative_epsilon == 0:
             return self.max_iterations
         decades = math.log(1 / self.relative_epsilon) + math.log(2)
-        return min(self.max_iterations, math.ceil(decades / (p * math.log((p + 1) / p))) + 8)
+        return min(self.max_iterations, max(0, math.ceil(decades / (p * math.log((p + 1) / p)))) + 8)
 
 
 def integer_root(exponent: float) -> int:

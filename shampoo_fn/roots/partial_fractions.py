@@ -21,7 +21,7 @@ from shampoo_fn.tracing import constant_result
 ROUNDS = 20
 NEWTON_STEPS = 200
 # how far the first guess spreads its poles beyond both ends of the interval, as powers of e; tried in turn
-SPREADS = (1.0, 1.5, 2.0, 0.5)
+SPREADS = (1.0, 1.5, 2.0, 0.5, 0.75, 1.25, 3.0)
 
 
 class Fractions(NamedTuple):

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from shampoo_fn.roots.eigh import eigendecomposition
 from shampoo_fn.roots.residual import handed_out, probe_vectors, residual
-from shampoo_fn.roots.ridge import add_ridge, power, power_of_two_above
+from shampoo_fn.roots.ridge import add_ridge, negligible, power, power_of_two_above
 from shampoo_fn.roots.solver import Roots, Solver, check_dtype, each_by_threads
 from shampoo_fn.validate import require
 
@@ -50,13 +50,13 @@ class PseudoInverse(Solver):
         return handed_out(scaled, residuals, problem, exponent, matrices.dtype)
 
     def diagonal(self, diagonals: Tensor, exponent: float, boost: Tensor | None = None) -> Tensor:
-        scale = power_of_two_above(diagonals.amax(-1))[:, None]
+        usable = ~(diagonals.amax(-1, keepdim=True) <= negligible(diagonals.dtype))
+        scale = power_of_two_above(torch.where(usable, diagonals.amax(-1, keepdim=True), 0.0))
         scaled = diagonals / scale
-        largest = scaled.amax(-1, keepdim=True)
-        shifted = scaled + self.relative_epsilon * largest + self.epsilon / scale
+        shifted = scaled + self.relative_epsilon * scaled.amax(-1, keepdim=True) + self.epsilon / scale
         kept = shifted > self._cutoff(shifted.amax(-1, keepdim=True), boost)
         powers = torch.where(kept, torch.where(kept, shifted, 1.0).pow(-exponent), 0.0)
-        return torch.where(largest > 0, powers * scale.pow(-exponent), 1.0)
+        return torch.where(usable, powers * scale.pow(-exponent), 1.0)
 
     def _cutoff(self, largest: Tensor, boost: Tensor | None) -> Tensor:
         cutoff = self.rank_tolerance * largest

@@ -21,19 +21,20 @@ LARGEST_DENOMINATOR = 50
 
 
 def as_ratio(exponent: float) -> tuple[int, int]:
-    """`(a, b)` with `a / b` equal to the exponent, or so near that `|a - b e| <= 1/50`.
+    """`(a, b)` with `a / b` equal to the exponent e, or so near that `|a - b e| <= 1/50`; b <= max(50, 1 / e).
 
     The second case leaves a residual of at most `(cond(A)^(1/50) - 1) / a`, for exponents near 0.3 about 2 % at a condition
     of 1e6: well under the 20 % at which a root is refused. (Plain integers instead of `fractions.Fraction`: this runs inside
     compiled graphs.)
     """
-    best = (1, 1)
-    for b in range(1, LARGEST_DENOMINATOR + 1):
+    best, nearest = (1, 1), math.inf
+    for b in range(1, max(LARGEST_DENOMINATOR, round(1 / exponent)) + 1):
         a = max(1, round(b * exponent))
-        if abs(a - b * exponent) < 1e-9 * b:
+        distance = abs(a - b * exponent)  # at most 1/51 for some b <= 50 (Dirichlet), but where that asks for a = 0
+        if distance < 1e-9 * b:
             return a, b
-        if abs(a / b - exponent) < abs(best[0] / best[1] - exponent):
-            best = (a, b)
+        if distance < nearest:
+            best, nearest = (a, b), distance
     return best
 
 

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from shampoo_fn.tracing import is_traced
+from shampoo_fn.validate import require
 
 
 class Ridged(NamedTuple):
@@ -28,6 +29,16 @@ class Ridged(NamedTuple):
     bound: Tensor  # [batch] s(A) + ridge, which bounds the spectrum; s(A + ridge I) may exceed it by sqrt(n) ridges
     scale: Tensor  # [batch] power of two that the factor was divided by
     finite: Tensor  # [batch] bool, whether the factor had finite entries only
+    zero: Tensor  # [batch] bool, whether it counts as zero, see `negligible`
+
+
+def negligible(*dtypes: torch.dtype) -> float:
+    """Largest entry up to which a factor counts as zero: `tiny / eps`, 1e-31 in float32.
+
+    Below it entries next to the largest lose digits, and a factor without gradients decays there in the end: its matrix is no
+    longer semi-definite, and dividing by its scale overflows.
+    """
+    return max(torch.finfo(dtype).tiny / torch.finfo(dtype).eps for dtype in dtypes)
 
 
 def power_of_two_above(magnitude: Tensor) -> Tensor:
@@ -55,7 +66,7 @@ def power(bases: Tensor, exponent: float) -> Tensor:
 
 def add_to_diagonal(fresh: Tensor, values: Tensor) -> Tensor:
     """`M + values I` [batch, n, n], written into `fresh`, which nobody else may hold, unless a derivative needs it."""
-    if is_traced(fresh) or fresh.requires_grad:
+    if is_traced(fresh) or is_traced(values) or fresh.requires_grad:
         identity = torch.eye(fresh.shape[-1], dtype=fresh.dtype, device=fresh.device)
         return torch.addcmul(fresh, values[:, None, None], identity)
     fresh.diagonal(dim1=-2, dim2=-1).add_(values[:, None])
@@ -64,7 +75,14 @@ def add_to_diagonal(fresh: Tensor, values: Tensor) -> Tensor:
 
 def times(fresh: Tensor, factors: Tensor) -> Tensor:
     """`factors * M` [batch, n, n], written into `fresh` as above; factors broadcast."""
-    return fresh * factors if is_traced(fresh) or fresh.requires_grad else fresh.mul_(factors)
+    plain = not (is_traced(fresh) or is_traced(factors) or fresh.requires_grad)
+    return fresh.mul_(factors) if plain else fresh * factors
+
+
+def check_batch(matrices: Tensor) -> None:
+    """Refuse what is no batch of real matrices."""
+    if matrices.dim() != 3 or matrices.shape[-1] != matrices.shape[-2] or not matrices.is_floating_point():
+        require(False, "matrices", f"{matrices.dtype} {tuple(matrices.shape)}", "real floating-point ones [batch, n, n]")
 
 
 def add_ridge(
@@ -72,16 +90,20 @@ def add_ridge(
 ) -> Ridged:
     """Scale `matrices` [batch, n, n] and add `boost * (relative_epsilon s(A) + epsilon)` to each diagonal, in `dtype`.
 
-    A matrix that is zero, or holds a NaN or an infinity, is replaced by the identity (`finite` tells the latter).
+    dtype: None for their own, at least float32. A matrix that counts as zero, or holds a NaN or an infinity, is replaced by the
+    identity.
     """
+    check_batch(matrices)
+    given = torch.promote_types(matrices.dtype, torch.float32)
+    dtype = dtype or given
     # Beside an eigendecomposition every pass over the matrices counts, as they are no longer in the cache, and so does every
     # operation, about ten microseconds of it calling: hence few of both, and results written over what is not needed any more.
-    largest = matrices.detach().abs().amax((-2, -1)).to(dtype or matrices.dtype)
-    finite = largest < torch.inf
-    usable = finite & (largest > 0)
+    largest = matrices.detach().abs().amax((-2, -1)).to(dtype)
+    finite, zero = largest < torch.inf, largest <= negligible(given, dtype)
+    usable = finite & ~zero
     scale = power_of_two_above(torch.where(usable, largest, 0.0))
     # the reciprocal of a power of two is exact, and a product takes a third of the time of a quotient
-    scaled = torch.where(finite[:, None, None], matrices, 0.0).to(largest.dtype).mul_((1 / scale)[:, None, None])
+    scaled = torch.where(usable[:, None, None], matrices, 0.0).to(dtype).mul_((1 / scale)[:, None, None])
     size = spectral_bound(scaled)
     ridge = relative_epsilon * size
     if epsilon:
@@ -89,13 +111,13 @@ def add_ridge(
     if boost is not None:
         ridge = ridge * boost.to(ridge.dtype)
     ridge = torch.where(usable, ridge, 1.0)
-    return Ridged(add_to_diagonal(scaled, ridge), ridge, size + ridge, scale, finite)
+    return Ridged(add_to_diagonal(scaled, ridge), ridge, size + ridge, scale, finite, zero)
 
 
 def restore(problem: Ridged, matrices: Tensor) -> None:
     """Put back the matrices of a problem that a solver wrote over: `matrices` are those it was made of. On a CPU."""
     problem.matrices.copy_(matrices).mul_((1 / problem.scale)[:, None, None])
-    problem.matrices[~problem.finite] = 0.0
+    problem.matrices[problem.zero | ~problem.finite] = 0.0
     add_to_diagonal(problem.matrices, problem.ridge)
 
 
@@ -103,10 +125,11 @@ def ridged_diagonal(
     diagonals: Tensor, exponent: float, *, relative_epsilon: float, epsilon: float, boost: Tensor | None
 ) -> Tensor:
     """`(d + ridge)^(-e)` for diagonal factors [batch, n]: the same ridge, `s(diag d) = max d`, hence the same root."""
-    scale = power_of_two_above(diagonals.amax(-1))[:, None]
+    largest = diagonals.amax(-1)
+    usable = ~(largest <= negligible(diagonals.dtype))[:, None]  # a NaN is not zero
+    scale = power_of_two_above(torch.where(usable[:, 0], largest, 0.0))[:, None]
     scaled = diagonals / scale
     ridge = relative_epsilon * scaled.amax(-1, keepdim=True) + epsilon / scale
     if boost is not None:
         ridge = ridge * boost.to(ridge.dtype)[:, None]
-    usable = (diagonals.amax(-1) > 0)[:, None]
     return torch.where(usable, (torch.where(usable, scaled, 1.0) + ridge).pow(-exponent) * scale.pow(-exponent), 1.0)

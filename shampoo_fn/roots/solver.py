@@ -8,7 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from shampoo_fn.roots.ridge import ridged_diagonal
+from shampoo_fn.roots.ridge import check_batch, ridged_diagonal
 from shampoo_fn.roots.threaded import by_threads
 from shampoo_fn.tracing import is_traced
 from shampoo_fn.validate import require
@@ -66,7 +66,9 @@ def each_by_threads(
     solve: Callable[[Tensor, float, Tensor | None], Roots], matrices: Tensor, exponent: float, boost: Tensor | None
 ) -> Roots:
     """`solve(matrices, exponent, boost)`, over threads where there are threads and values."""
-    if is_traced(matrices) or matrices.device.type != "cpu" or type(matrices) is not Tensor or not len(matrices):
+    check_batch(matrices)
+    traced = is_traced(matrices) or (boost is not None and is_traced(boost))
+    if traced or matrices.device.type != "cpu" or type(matrices) is not Tensor or not len(matrices):
         return solve(matrices, exponent, boost)
     if boost is None:
         return Roots(*by_threads(lambda chunk: solve(chunk, exponent, None), matrices))

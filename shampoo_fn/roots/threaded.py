@@ -99,14 +99,15 @@ class _Crew:
             self._work()
 
     def _work(self) -> None:
-        try:
-            while not self.errors:
+        while not self.errors:
+            try:
                 index, chunk = self.waiting.get_nowait()
+            except Empty:
+                return
+            try:
                 self._keep(index, self.function(*chunk))
-        except Empty:
-            pass
-        except BaseException as error:  # noqa: BLE001  # raised in the caller, after all have stopped
-            self.errors.append(error)
+            except BaseException as error:  # noqa: BLE001  # raised in the caller, after all have stopped
+                self.errors.append(error)
 
     def _keep(self, index: int, part: Outputs) -> None:
         if len(self.rows) == 1 or any(tensor.requires_grad for tensor in part):
