@@ -7,7 +7,7 @@ from torch import Tensor
 
 from shampoo_fn.config import Config
 from shampoo_fn.layout import Layout, owners_of
-from shampoo_fn.state import State, check_tensor
+from shampoo_fn.state import State, check_tensor, work_dtype
 from shampoo_fn.tracing import is_traced
 from shampoo_fn.tree import flatten
 
@@ -22,7 +22,8 @@ def check_grads(grads: Tensors, state: State, config: Config) -> None:
         for name, grad in grads.items():
             if is_traced(grad):
                 raise ValueError("nonfinite='raise': values cannot be read under tracing; use 'skip' or 'propagate' there")
-            if not bool(torch.isfinite(grad).all()):
+            # as `lift.guarded` has it: a norm that overflows would spoil the statistics
+            if not bool(torch.linalg.vector_norm(grad.to(work_dtype(grad.dtype))).square().isfinite()):
                 raise FloatingPointError(f"gradient {name!r} is not finite; nonfinite='skip' would leave its block out instead")
 
 
@@ -86,7 +87,7 @@ def check_failures(plan: Layout, state: State, config: Config) -> None:
     raise RuntimeError(
         f"parameter {owner!r}: the inverse root of {path.removesuffix('.failures')} failed {failures} times in a row, "
         f"with its ridge raised each time; the last good root is still in use. Look at the factor, raise relative_epsilon, "
-        f"or raise max_root_failures={config.max_root_failures}"
+        f"or raise the config's max_root_failures={config.max_root_failures}"
     )
 
 

@@ -63,7 +63,10 @@ def layout(templates: Mapping[str, Tensor], config: Config) -> Layout:
     parameters = tuple((name, tuple(t.shape[1:]), t.dtype, t.device) for name, t in templates.items())
     if torch.compiler.is_compiling():
         return _plan(parameters, config)
-    known = _memory.setdefault(config, {})
+    try:
+        known = _memory.setdefault(config, {})
+    except TypeError as error:
+        raise TypeError(f"config: {error}; a schedule is a function or an instance of a class that can be hashed") from error
     if parameters not in known:
         known[parameters] = _plan(parameters, config)
     return known[parameters]

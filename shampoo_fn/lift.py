@@ -15,7 +15,7 @@ from shampoo_fn.layout import Stack, owners_of
 from shampoo_fn.roots.solver import Roots
 from shampoo_fn.solve import Job
 from shampoo_fn.state import BlockState, work_dtype
-from shampoo_fn.tracing import is_traced
+from shampoo_fn.tracing import is_traced, own_precision
 from shampoo_fn.transform import Clock, Request, chosen
 from shampoo_fn.tree import Tree, changed, changes, leaves, map_tree
 
@@ -34,7 +34,9 @@ def over_slots(function: Callable[..., T]) -> Callable[..., T]:
             made.append(function(*(map_tree(lambda _: next(each), tree) for tree in trees)))
             return tuple(leaves(made[0]))
 
-        each = iter(vmap(flat)(*leaves(trees)))
+        tensors = leaves(trees)
+        with own_precision(tensors[0]):
+            each = iter(vmap(flat)(*tensors))
         return map_tree(lambda _: next(each), made[0])  # type: ignore[no-any-return]
 
     return lifted
@@ -86,8 +88,10 @@ def precondition_stack(
     def precondition(old: BlockState, grad: Tensor, alive: Tensor, shared: Tensor, *param: Tensor) -> tuple[Tensor, Changes]:
         clock = _clock(config, old.step, alive, certain=blocks.all_alive, norms=() if norms is None else shared)
         update, links = stack.transform.update(grad, old.links, param[0] if param else None, clock)
-        update = chosen(blocks.all_alive or alive, update, 0.0)
-        return update.to(stack.dtype), changes(old, old._replace(links=links))
+        update = chosen(blocks.all_alive or alive, update, 0.0).to(stack.dtype)
+        if any(update is held for held in (grad, *param, *leaves(links))):  # of a momentum, say, that is the last link
+            update = update.clone()
+        return update, changes(old, old._replace(links=links))
 
     shared = state.step if norms is None else norms
     return over_slots(precondition)(state, blocks.grads, blocks.alive, shared, *_optional(blocks.params))

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from shampoo_fn.roots.solver import Roots, Solver
+from shampoo_fn.tracing import own_precision
 
 
 class Job(NamedTuple):
@@ -56,7 +57,8 @@ def _solve(jobs: list[Job]) -> Roots:
         factors, boost = torch.cat([job.factors for job in jobs]), torch.cat([job.boost for job in jobs])
     exponent, solver = jobs[0].exponent, jobs[0].solver
     if factors.dim() == 3:
-        return solver(factors, exponent, boost)
+        with own_precision(factors):
+            return solver(factors, exponent, boost)
     roots = solver.diagonal(factors, exponent, boost)
     finite = roots.isfinite().all(-1)
     return Roots(torch.where(finite[:, None], roots, 1.0), torch.where(finite, 0.0, torch.inf))

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from shampoo_fn.checks import check_failures, check_grads, check_params
 from shampoo_fn.config import Config
+from shampoo_fn.diagonal import differentiable_sqrt
 from shampoo_fn.layout import Layout, Piece, Stack, gather, layout, scatter, slots
 from shampoo_fn.lift import (
     Blocks,
@@ -26,6 +27,7 @@ from shampoo_fn.lift import (
 from shampoo_fn.solve import Job, Solve
 from shampoo_fn.state import BlockState, State
 from shampoo_fn.tree import map_tree
+from shampoo_fn.validate import require
 
 Tensors = Mapping[str, Tensor]
 
@@ -72,7 +74,10 @@ def refresh_due(plan: Layout, state: State, config: Config, solve: Solve, *, eve
             index = _index(chosen, stack)
             blocks = taken(state.stacks[stack.key], index)
             parts.append((stack, index, blocks, jobs_of_stack(stack, config, blocks, chosen)))
-    solved = iter(solve([job for *_, jobs in parts for job in jobs.values()]) if parts else [])
+    asked = [job for *_, jobs in parts for job in jobs.values()]
+    found = solve(asked) if parts else []
+    require(len(found) == len(asked), "solve", solve, f"a function that returns Roots for each of {len(asked)} jobs")
+    solved = iter(found)
     stacks = dict(state.stacks)
     for stack, index, blocks, jobs in parts:
         roots = {path: next(solved) for path in jobs}
@@ -104,7 +109,9 @@ def _shared_norms(batches: list[Batch], state: State, config: Config) -> dict[st
         sizes[stack.key] = [(piece.name, piece.region.size) for piece in pieces]
         for (name, _), part in zip(sizes[stack.key], torch.split(squared, [n for _, n in sizes[stack.key]]), strict=True):
             totals[name] = totals.get(name, 0) + part.sum(0)
-    return {key: torch.cat([totals[name].sqrt().expand(n, 2) for name, n in parts]) for key, parts in sizes.items()}
+    return {
+        key: torch.cat([differentiable_sqrt(totals[name]).expand(n, 2) for name, n in parts]) for key, parts in sizes.items()
+    }
 
 
 def _due(blocks: BlockState, turn: list[int], config: Config) -> list[bool]:

@@ -1,6 +1,7 @@
-"""Whether values can be read: not while torch.compile or a torch.func transform traces the program."""
+"""In what surroundings this is called: whether values can be read, which torch.compile and torch.func forbid, and autocast."""
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from typing import ParamSpec, TypeVar
 
 import torch
@@ -17,6 +18,14 @@ def is_traced(tensor: Tensor) -> bool:
         return True
     # torch.func has no public query for this; this one has had its name and meaning since torch 2.0
     return torch._C._functorch.is_functorch_wrapped_tensor(tensor) or isinstance(tensor, FakeTensor)
+
+
+def own_precision(tensor: Tensor) -> AbstractContextManager[None]:
+    """Within it, operations on the device of this tensor have the dtypes they are written in, also under `torch.autocast`."""
+    kind = tensor.device.type
+    if kind == "meta" or not torch.is_autocast_enabled(kind):
+        return nullcontext()
+    return torch.autocast(kind, enabled=False)
 
 
 def fixed(value: float) -> float:

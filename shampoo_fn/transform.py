@@ -125,7 +125,8 @@ def moving_average(old: Tensor, new: Tensor, beta: Value, clock: Clock) -> Tenso
     # a weight of zero leaves `old` to the bit; selecting afterwards would read and write every state once more
     weight = torch.as_tensor(1 - value_at(beta, clock.step), dtype=old.dtype, device=old.device)
     # also where all are alive: a weight per block and one for all round differently
-    return torch.lerp(old, new.to(old.dtype), weight * clock.alive)
+    # not a product: at step 0, before the first finite gradient, a schedule may be infinite
+    return torch.lerp(old, new.to(old.dtype), torch.where(clock.alive, weight, 0.0))
 
 
 def chosen(condition: Tensor | bool, yes: Tensor, no: Tensor | float) -> Tensor:
@@ -137,12 +138,11 @@ def chosen(condition: Tensor | bool, yes: Tensor, no: Tensor | float) -> Tensor:
 
 
 def bias_correction(beta: Value, clock: Clock, dtype: torch.dtype, *, ahead: Any = None) -> Any:
-    """`1 - beta^t`, or with a number `ahead` `1 - ahead beta^(t-1)`; 1 for sums (beta = 1) and at beta = 0."""
-    if isinstance(beta, int | float) and beta in (0, 1):
+    """`1 - beta^t`, or with a number `ahead` `1 - ahead beta^(t-1)`; 1 for sums (beta = 1)."""
+    if isinstance(beta, int | float) and (beta == 1 or (beta == 0 and ahead is None)):
         return 1.0
-    now = value_at(beta, clock.step)
-    logarithm = torch.log(torch.as_tensor(now, dtype=dtype, device=clock.step.device))
+    now = torch.as_tensor(value_at(beta, clock.step), dtype=dtype, device=clock.step.device)
     step = clock.step.clamp_min(1).to(dtype)  # before the first finite gradient there is nothing to correct
     if ahead is None:
-        return -torch.expm1(step * logarithm)  # 1 - beta^t without cancellation for beta near 1
-    return 1 - ahead * torch.exp((step - 1) * logarithm)
+        return -torch.expm1(step * torch.log(now))  # 1 - beta^t without cancellation for beta near 1
+    return 1 - ahead * torch.pow(now, step - 1)

@@ -68,6 +68,7 @@ def refresh(
     for an unknown name, ValueError for every=None under tracing, RuntimeError as `update` does.
     """
     check_refresh(every, state, config)
+    names = None if names is None else list(names)
     check_names(names, state)
     plan = layout(state.templates, config)
     wanted = state.templates.keys() if names is None else names

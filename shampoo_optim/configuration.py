@@ -6,6 +6,7 @@ hence one plan of the blocks, serves all their values.
 
 from collections.abc import Hashable, Mapping
 from dataclasses import replace
+from numbers import Real
 from typing import Any
 
 import torch
@@ -128,7 +129,7 @@ def _with_rate(config: Config, lr: Any) -> Config:
 
 def _check(group: Mapping[str, Any]) -> None:
     for field, value in (("betas[0]", group["betas"][0]), ("betas[1]", group["betas"][1]), ("lr", group["lr"])):
-        numeric = isinstance(value, float | int | Tensor) and not isinstance(value, bool)
+        numeric = isinstance(value, Real | Tensor) and not isinstance(value, bool)
         require(numeric, field, value, "a number or a 0-d tensor; use a torch.optim.lr_scheduler for a schedule")
     for name in ("bias_correction", "adam_w_mode", "use_nesterov", "maximize", "staggered", "merge_dims", "packed"):
         require(isinstance(group[name], bool), name, group[name], "True or False")
@@ -145,7 +146,7 @@ def _solver(group: Mapping[str, Any]) -> Solver:
 
 def _dtype(field: str, group: Mapping[str, Any]) -> torch.dtype | None:
     name = group[field]
-    dtype = None if name is None else getattr(torch, str(name), None)
+    dtype = None if name is None else getattr(torch, str(name).removeprefix("torch."), None)
     require(name is None or isinstance(dtype, torch.dtype), field, name, "a torch.dtype or its name, such as 'float32'")
     return dtype
 

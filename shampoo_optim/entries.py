@@ -61,7 +61,8 @@ def check_entries(name: str, given: Mapping[str, Any], wanted: Mapping[str, Tens
     """Refuse the state of another model or of other options, naming the first entry that does not fit."""
     hint = (
         "it belongs to another model, or to options that shape the state (grafting_type, momentum or betas that were or became "
-        "0, max_preconditioner_dim, ...): these cannot change once there is a state; make a new optimizer"
+        "0, max_preconditioner_dim, names, by which embeddings are known, ...): these cannot change once there is a state; "
+        "make a new optimizer"
     )
     for key in wanted:
         if key not in given:

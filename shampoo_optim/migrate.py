@@ -18,20 +18,27 @@ Group = Mapping[str, Any]
 _BETA2 = DEFAULTS["betas"][1]  # of the factors, which the other optimizer does not have
 
 
-def options_like(optimizer: Optimizer) -> list[dict[str, Any]]:
-    """The groups of an SGD, Adagrad, RMSprop, Adam or AdamW with our options: the same parameters, lr, betas, eps and decay."""
+def options_like(optimizer: Optimizer) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """The defaults and groups of an SGD, Adagrad, RMSprop, Adam or AdamW in our options: the same lr, betas, eps and decay.
+
+    Groups keep their parameters, and what others wrote into them (`initial_lr`, a name).
+    """
     translate = _TRANSLATIONS.get(type(optimizer))
     if translate is None:
         known = ", ".join(kind.__name__ for kind in _TRANSLATIONS)
         raise TypeError(
             f"Shampoo.like({type(optimizer).__name__}): known are {known}; write Shampoo(params, grafting_type=...) for another"
         )
+
+    def translated(group: Group) -> dict[str, Any]:
+        common = {"lr": group["lr"], "weight_decay": group["weight_decay"], "maximize": group.get("maximize", False)}
+        return common | translate(group)
+
     groups = []
     for group in optimizer.param_groups:
-        named = {"param_names": group["param_names"]} if "param_names" in group else {}
-        common = {"lr": group["lr"], "weight_decay": group["weight_decay"], "maximize": group.get("maximize", False)}
-        groups.append({"params": list(group["params"]), **common, **translate(group)} | named)
-    return groups
+        others = {name: value for name, value in group.items() if name not in optimizer.defaults}
+        groups.append(others | translated(group) | {"params": list(group["params"])})
+    return translated(optimizer.defaults), groups
 
 
 def _sgd(group: Group) -> dict[str, Any]:

@@ -16,9 +16,12 @@ _FINAL = {
 
 
 def parameter_name(group: Mapping[str, Any], number: int, index: int) -> str:
-    """The name of a parameter of a group: the one it was given, else its place."""
+    """The name of a parameter of a group: the one it was given, behind its place if another had it before; else its place."""
     names = group.get("param_names")
-    return str(names[index]) if names else f"group{number}.param{index}"
+    if not names:
+        return f"group{number}.param{index}"
+    name = names[index]  # such as that of a generator, and then of a discriminator
+    return str(name) if names.index(name) == index else f"{index}.{name}"
 
 
 def readable(paths: Iterable[str]) -> dict[str, str]:

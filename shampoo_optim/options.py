@@ -7,6 +7,7 @@ A group holds numbers, strings, bools, None and tensors only, so that `torch.loa
 import inspect
 from collections.abc import Mapping
 from enum import Enum
+from numbers import Real
 from typing import Any, TypedDict
 
 import torch
@@ -127,6 +128,8 @@ def scalar(name: str, value: Any) -> Any:
     if isinstance(value, Tensor) and value.numel() != 1:
         # in the words of torch.optim
         raise ValueError(f"{name} has shape {tuple(value.shape)}: Tensor {name} must be 1-element, such as torch.tensor(0.01)")
+    if isinstance(value, Real) and not isinstance(value, int | float):
+        return float(value)  # of numpy
     return value.reshape(()) if isinstance(value, Tensor) and value.dim() else value
 
 

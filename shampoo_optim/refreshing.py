@@ -14,7 +14,7 @@ from shampoo_fn.roots.solver import Roots
 from shampoo_fn.roots.threaded import CHUNK
 from shampoo_fn.solve import Job, Solve
 from shampoo_fn.state import BlockState
-from shampoo_fn.tree import changed, map_tree
+from shampoo_fn.tree import changed, flatten, map_tree
 from shampoo_optim.chunks import Chunk
 from shampoo_optim.storage import Storage
 
@@ -45,8 +45,19 @@ def count(storage: Storage, parts: Sequence[Chunk]) -> None:
 
 def refresh(storage: Storage, parts: Sequence[Chunk], solve: Solve) -> None:
     """New roots for the blocks of these chunks that are due. RuntimeError for a factor that failed too often."""
-    check_failures(storage.plan, storage.state, storage.config)
+    refuse_failures(storage)
     refresh_slots(storage, due(storage, parts), solve)
+
+
+def refuse_failures(storage: Storage) -> None:
+    """RuntimeError for a factor that failed too often; who goes on, with a larger ridge, has as many attempts again."""
+    try:
+        check_failures(storage.plan, storage.state, storage.config)
+    except RuntimeError:
+        for path, leaf in flatten(storage.state).items():
+            if path.endswith(".failures"):
+                leaf.zero_()
+        raise
 
 
 def refresh_slots(storage: Storage, wanted: Due, solve: Solve) -> None:

@@ -66,19 +66,22 @@ class Shampoo(Optimizer):
 
         Same lr, betas, eps and weight decay; other `options` as in the constructor. See `migrate.py`.
         """
-        given = plain(options)
-        groups = [group | {k: v for k, v in given.items() if k in DEFAULTS} for group in options_like(optimizer)]
-        return cls(groups, distributed=distributed, **options)
+        defaults, groups = options_like(optimizer)
+        changed = {name: value for name, value in plain(options).items() if name in DEFAULTS}
+        return cls([group | changed for group in groups], distributed=distributed, **{**defaults, **options})
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Add parameters with options of their own; as in torch.optim, at any time."""
+        for name in param_group:
+            if self._base is not None and name in {*DEFAULTS, "config"} - self.defaults.keys() | {"config"}:
+                raise TypeError(f"a group got the option {name!r}: with config= the config says it, for all groups")
         super().add_param_group(param_group)
         group = self.param_groups[-1]
         group.pop("config", None)
         try:
             group.update(plain({name: value for name, value in group.items() if name in self.defaults}))
             configured(group, self._base, values(group))
-        except ValueError:
+        except Exception:
             self.param_groups.pop()
             raise
 
@@ -103,6 +106,8 @@ class Shampoo(Optimizer):
         return loss
 
     def _works(self) -> Iterator[Work]:
+        for gone in [key for key in self.__dict__.get(CACHE, {}) if key[0] >= len(self.param_groups)]:
+            del self.__dict__[CACHE][gone]
         for number, group in enumerate(self.param_groups):
             for storage, params in self.storages(number, group):
                 yield self.placement.work(storage, params, maximize=group["maximize"])
@@ -134,9 +139,12 @@ class Shampoo(Optimizer):
         if storage is None or not storage.current(params, states, key):
             place = {p: i for i, p in reversed(list(enumerate(group["params"])))}
             named = {parameter_name(group, number, place[p]): p for p in params}
-            if storage is not None and any(states):
-                storage.check_shape(group)
+            before = storage
+            if before is not None and any(states) and not {*map(id, before.params)}.isdisjoint(map(id, params)):
+                before.check_shape(group)
             storage = storages[number, device] = self.placement.storage(Members(named, states, group, self._base, key))
+            if before is not None and before.key == key:
+                storage.graphs = before.graphs
         return storage
 
     @property

@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
+from shampoo_fn.diagonal import differentiable_sqrt
 from shampoo_fn.lift import Blocks, guarded, norms_of_stack
 from shampoo_optim.chunks import Chunk
 from shampoo_optim.placement import Placement
@@ -54,7 +55,7 @@ def precondition(work: Work) -> None:
     for chunk in work.chunks:
         shared = None
         if norms:
-            shared = torch.cat([norms[tile.name].sqrt().expand(tile.region.size, 2) for tile in chunk.tiles])
+            shared = torch.cat([differentiable_sqrt(norms[tile.name]).expand(tile.region.size, 2) for tile in chunk.tiles])
         _move(work, chunk, blocks_of(work, chunk), shared)
 
 

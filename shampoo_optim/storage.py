@@ -106,9 +106,10 @@ class Storage:
 
     def let_go(self) -> None:
         """After a step: whoever put tensors into `state[p]` finds this one step in them too, as if it had been in place."""
-        for given, view in self._replaced:
-            given.copy_(view)
-        self._replaced = []
+        replaced, self._replaced = self._replaced, []
+        for given, view in replaced:
+            if given.shape == view.shape:  # not a step that was saved as a number
+                given.copy_(view)
 
     def check_shape(self, group: Mapping[str, Any]) -> None:
         """Refuse options under which the tensors of the state would mean something else."""

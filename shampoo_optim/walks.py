@@ -73,7 +73,10 @@ def _guarded(guards: Sequence[Any]) -> list[bool]:
     return [each.guard_type == "TENSOR_MATCH" or not _GIVEN.search(each.name) for each in guards]
 
 
-_GIVEN = re.compile(r"__import_(_\('|torch|shampoo_fn|shampoo_optim)|__builtins|___unnamed_scope|type\(|^(L\[')?state\b")
+_GIVEN = re.compile(
+    r"__import__\('(torch|collections)'|__import_(torch|shampoo_fn|shampoo_optim)(_dot_|'\])|__builtins|___unnamed_scope"
+    r"|^(dict\()?type\((L\[')?state\b|^(L\[')?state\b"
+)
 
 
 def _compiled(walk: _Walk, backend: str) -> _Walk:

@@ -14,7 +14,6 @@ import torch
 from torch import Tensor
 
 from shampoo_fn import Config, batched
-from shampoo_fn.checks import check_failures
 from shampoo_optim.distributed.agreement import check_same, steps_described, steps_digest
 from shampoo_optim.distributed.background import Background
 from shampoo_optim.distributed.exchange import Seating
@@ -24,7 +23,7 @@ from shampoo_optim.distributed.register import Register, Share
 from shampoo_optim.distributed.solving import Ask, asks, solve_into
 from shampoo_optim.distributed.tiles import Block, Tile
 from shampoo_optim.placement import Groups, Local, States
-from shampoo_optim.refreshing import refresh_slots
+from shampoo_optim.refreshing import refresh_slots, refuse_failures
 from shampoo_optim.storage import Members, Storage
 from shampoo_optim.work import Work
 
@@ -87,7 +86,7 @@ class SharedRoots:
             self._here.refresh(works)
             return
         for work in works:
-            check_failures(work.storage.plan, work.storage.state, work.storage.config)
+            refuse_failures(work.storage)
         self._move(works)
         wanted = self._register.due(works)
         taken = self._start(works, wanted) if self._meets else ()

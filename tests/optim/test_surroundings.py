@@ -1,0 +1,161 @@
+"""What users do around an optimizer: autocast, several models in one list, groups that come and go, options by other hands."""
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+from torch.nn import Parameter
+
+from shampoo_fn import Chain, Config, Kronecker, Preconditioned, Scale, shampoo
+from shampoo_optim import Shampoo
+from tests.optim.support import grads_for, parameters, snapshot, walk
+
+SHAPES = {"first": (6, 4), "second": (6, 4), "bias": (5,)}
+
+
+@pytest.mark.parametrize("low", [torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("options", [{}, {"compile": "eager"}, {"root_inv_dtype": torch.float32}], ids=str)
+def test_a_step_under_autocast_is_the_step_without(low: torch.dtype, options: dict[str, Any]) -> None:
+    found = []
+    for enabled in (False, True):
+        params = parameters(torch.float32, SHAPES)
+        optimizer = Shampoo(params.items(), **options)
+        with torch.autocast("cpu", low, enabled=enabled):
+            walk(optimizer, params, [{name: 1e-4 * grad for name, grad in each.items()} for each in grads_for(params, 4)])
+        found.append(snapshot(params, optimizer))
+    for name, value in found[0].items():
+        assert torch.equal(value, found[1][name]), name
+
+
+def test_two_models_in_one_list_have_the_same_names() -> None:
+    models = nn.Linear(4, 3), nn.Linear(4, 3)
+    optimizer = Shampoo([pair for model in models for pair in model.named_parameters()])
+    for model in models:
+        model(torch.ones(2, 4)).sum().backward()
+    optimizer.step()
+    assert len({id(p) for model in models for p in model.parameters()} & {id(p) for p in optimizer.state}) == 4
+
+
+@pytest.mark.parametrize("change", [lambda groups: groups.pop(0), lambda groups: groups.reverse()], ids=["pop", "reverse"])
+def test_groups_may_be_removed_and_reordered(change: Any) -> None:
+    one, other = (Parameter(torch.ones(4, 4)) for _ in range(2))
+    optimizer = Shampoo([{"params": [one], "packed": True}, {"params": [other], "packed": False}])
+    for step in range(4):
+        for param in (one, other):
+            param.grad = torch.eye(4) + step
+        optimizer.step()
+        if step == 1:
+            change(optimizer.param_groups)
+    assert int(optimizer.state[other]["step"].max()) == 4
+    assert len(optimizer.__dict__["_storages"]) == len(optimizer.param_groups)  # nothing keeps what was removed
+
+
+@pytest.mark.parametrize(
+    "option", [{"weight_decay": 0.0}, {"betas": (0.9, 0.9)}, {"config": shampoo()}], ids=lambda o: next(iter(o))
+)
+def test_with_a_config_groups_have_no_options_of_their_own(option: dict[str, Any]) -> None:
+    with pytest.raises(TypeError, match=next(iter(option))):
+        Shampoo([{"params": [Parameter(torch.ones(2, 2))], **option}], config=shampoo(weight_decay=0.1))
+
+
+def test_a_group_that_is_refused_leaves_nothing_behind() -> None:
+    optimizer = Shampoo([Parameter(torch.ones(2, 2))])
+    with pytest.raises((TypeError, ValueError)):
+        optimizer.add_param_group({"params": [Parameter(torch.ones(2, 2))], "relative_epsilon": "1e-6"})
+    assert len(optimizer.param_groups) == 1
+
+
+def test_numbers_of_numpy() -> None:
+    param = Parameter(torch.ones(3, 3))
+    optimizer = Shampoo([param], lr=np.float32(0.01))
+    for rate in (np.float32(0.02), np.float64(0.03)):
+        param.grad = torch.eye(3)
+        optimizer.param_groups[0]["lr"] = rate
+        optimizer.step()
+    assert param.isfinite().all()
+
+
+def test_after_ten_failures_an_error_and_as_many_attempts_again() -> None:
+    param = Parameter(torch.ones(4, 4))
+    optimizer = Shampoo([("w", param)], precondition_frequency=1)
+    errors = []
+    for step in range(1, 36):
+        param.grad = torch.eye(4)
+        if step > 1:  # not symmetric: no root
+            optimizer.state[param]["factors.0"].copy_(torch.randn(4, 4, generator=torch.Generator().manual_seed(step)))
+        if step == 25:
+            optimizer.state[param]["factors.0"].copy_(torch.eye(4))
+        try:
+            optimizer.step()
+        except RuntimeError as error:
+            assert "'w'" in str(error)  # noqa: PT017
+            errors.append(step)
+    assert errors == [12, 23]
+    assert int(optimizer.state[param]["step"]) == 35
+
+
+def test_like_hands_over_defaults_and_what_others_wrote_into_groups() -> None:
+    old = torch.optim.AdamW(
+        [{"params": [Parameter(torch.ones(2, 2))], "name": "body", "initial_lr": 0.5}], lr=1e-3, weight_decay=0.3
+    )
+    new = Shampoo.like(old)
+    assert {"name": "body", "initial_lr": 0.5}.items() <= new.param_groups[0].items()
+    new.add_param_group({"params": [Parameter(torch.ones(2, 2))]})
+    assert (new.param_groups[1]["lr"], new.param_groups[1]["weight_decay"]) == (1e-3, 0.3)
+
+
+def test_a_step_saved_as_a_number_is_that_of_all_blocks() -> None:
+    param = Parameter(torch.ones(8, 8))
+    optimizer = Shampoo([param], max_preconditioner_dim=4)
+    for step in range(4):
+        param.grad = torch.eye(8)
+        optimizer.step()
+        if step == 1:
+            saved = optimizer.state_dict()
+            saved["state"][0]["step"] = 2
+            optimizer.load_state_dict(saved)
+    assert optimizer.state[param]["step"].tolist() == [4] * 4
+
+
+class Paced:
+    """A schedule whose class may change."""
+
+    factor = 0.1
+
+    def __call__(self, step: torch.Tensor) -> torch.Tensor:
+        return self.factor / (1 + 0.1 * step)
+
+
+def test_a_graph_is_traced_anew_when_the_class_of_a_schedule_changes(monkeypatch: pytest.MonkeyPatch) -> None:
+    config = Config(Chain(precondition=Preconditioned(Kronecker()), rate=Scale(Paced())))
+    found = []
+    for compiled in (False, "eager"):
+        params = parameters(torch.float64, {"first": (6, 4)})
+        optimizer = Shampoo(params.items(), config=config)
+        optimizer.param_groups[0]["compile"] = compiled
+        with monkeypatch.context() as patched:
+            for factor in (0.1, 0.7):
+                patched.setattr(Paced, "factor", factor)
+                walk(optimizer, params, grads_for(params, 2))
+        found.append(params["first"].detach())
+    torch.testing.assert_close(found[0], found[1], rtol=1e-9, atol=1e-12)
+
+
+def test_a_first_gradient_elsewhere_traces_nothing_anew() -> None:
+    traced = []
+
+    def counting(graph: torch.fx.GraphModule, _: Any) -> Any:
+        traced.append(graph)
+        return graph.forward
+
+    torch._dynamo.reset()
+    torch._dynamo.register_backend(counting, name="counting_surroundings")  # type: ignore[attr-defined]
+    params = {f"w{index}": Parameter(torch.ones(4, 4)) for index in range(8)}
+    optimizer = Shampoo(params.items(), compile="counting_surroundings")
+    for present in (4, 4, 5, 6, 8, 8):
+        for param in list(params.values())[:present]:
+            param.grad = torch.eye(4)
+        optimizer.step()
+    assert len(traced) == 2
