@@ -58,6 +58,7 @@ class Graft(Preconditioner):
         )
 
     def precondition(self, update: Tensor, state: GraftState, clock: Clock) -> Tensor:
+        update = update.contiguous()  # a gradient may be part of a larger one: norms are summed in the order of memory
         direction = self.direction.precondition(update, state.direction, clock)
         if self.norm == "tensor" and isinstance(clock.norms, Tensor):
             current, wanted = clock.norms

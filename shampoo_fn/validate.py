@@ -12,6 +12,6 @@ def require(condition: bool, field: str, value: Any, allowed: str) -> None:
 
 
 def check_floating(field: str, dtype: torch.dtype | None) -> None:
-    """Refuse a dtype in which no state is kept and nothing travels."""
-    proper = dtype is None or (isinstance(dtype, torch.dtype) and dtype.is_floating_point)
-    require(proper, field, dtype, "a floating dtype or None")
+    """Refuse a dtype in which no state is kept and nothing travels: roots of small gradients overflow float16."""
+    proper = dtype is None or (isinstance(dtype, torch.dtype) and dtype.is_floating_point and dtype != torch.float16)
+    require(proper, field, dtype, "a floating dtype with the range of float32, such as bfloat16, or None")

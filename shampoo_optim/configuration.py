@@ -53,7 +53,12 @@ def constant(name: str, value: Any) -> bool:
 def structure(group: Mapping[str, Any]) -> tuple[Hashable, ...]:
     """What decides the config of a group up to its dials; compared at each step."""
     marks = tuple(value if constant(name, value) else "varies" for name, value in values(group).items())
-    return marks, *(_hashable(group[name]) for name in _FIXED if name in group)
+    return marks, *fixed_options(group).values()
+
+
+def fixed_options(group: Mapping[str, Any]) -> dict[str, Hashable]:
+    """The options of a group that are no dials."""
+    return {name: _hashable(group[name]) for name in _FIXED if name in group}
 
 
 def shape(group: Mapping[str, Any]) -> dict[str, Hashable]:

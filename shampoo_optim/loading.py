@@ -47,7 +47,7 @@ def whole(value: Any) -> Tensor:
 def check_states(groups: Sequence[Mapping[str, Any]], states: Mapping[Tensor, Any], base: Config | None) -> None:
     """Refuse a state that does not fit its parameter, by name; shapes are found without allocating anything."""
     for number, group in enumerate(groups):
-        stateful = {parameter_name(group, number, i): (p, states[p]) for i, p in enumerate(group["params"]) if states.get(p)}
+        stateful = {parameter_name(groups, number, i): (p, states[p]) for i, p in enumerate(group["params"]) if states.get(p)}
         if stateful:
             shapes = {name: torch.empty(param.shape, dtype=param.dtype, device="meta") for name, (param, _) in stateful.items()}
             wanted = fitting(shapes, configured(group, base, values(group)))

@@ -1,8 +1,10 @@
 """Readable names: of parameters, and of the tensors of a state, `momentum` for `links.momentum.velocity`."""
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
+
+from torch import Tensor
 
 _FINAL = {
     "velocity": "momentum",
@@ -15,13 +17,21 @@ _FINAL = {
 }
 
 
-def parameter_name(group: Mapping[str, Any], number: int, index: int) -> str:
+def parameter_name(groups: Sequence[Mapping[str, Any]], number: int, index: int) -> str:
     """The name of a parameter of a group: the one it was given, behind its place if another had it before; else its place."""
-    names = group.get("param_names")
+    names = groups[number].get("param_names")
     if not names:
         return f"group{number}.param{index}"
     name = names[index]  # such as that of a generator, and then of a discriminator
+    if any(name in group.get("param_names", ()) for group in groups[:number]):
+        return f"{number}.{index}.{name}"
     return str(name) if names.index(name) == index else f"{index}.{name}"
+
+
+def first_parameter(groups: Iterable[Mapping[str, Any]]) -> Tensor:
+    """Some parameter: the first of the first group that has any."""
+    found: Tensor = next(param for group in groups for param in group["params"])
+    return found
 
 
 def readable(paths: Iterable[str]) -> dict[str, str]:

@@ -138,7 +138,7 @@ class Shampoo(Optimizer):
         storage = storages.get((number, device))
         if storage is None or not storage.current(params, states, key):
             place = {p: i for i, p in reversed(list(enumerate(group["params"])))}
-            named = {parameter_name(group, number, place[p]): p for p in params}
+            named = {parameter_name(self.param_groups, number, place[p]): p for p in params}
             before = storage
             if before is not None and any(states) and not {*map(id, before.params)}.isdisjoint(map(id, params)):
                 before.check_shape(group)

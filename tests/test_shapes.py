@@ -156,8 +156,8 @@ LARGE = [1e20, 1e30]
 @pytest.mark.parametrize("scale", [*SCALES, *LARGE])
 @every_case
 def test_gradients_of_any_scale_give_finite_updates_in_float32(config: Config, scale: float) -> None:
-    if config.nonfinite == "propagate":
-        scale = min(scale, 1e18)  # above, squares overflow, and this config asks to see it
+    if config.nonfinite != "skip":
+        scale = min(scale, 1e18)  # above, squares overflow, which these configs ask to see
     params = {"w": randn(4, 3, dtype=torch.float32), "b": randn(5, dtype=torch.float32)}
     grads = [{name: scale * grad for name, grad in step.items()} for step in gradients(params, 3)]
     _, state, updates = run(params, grads, config)

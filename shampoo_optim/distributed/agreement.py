@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from shampoo_optim.configuration import structure, values
+from shampoo_optim.configuration import fixed_options, values
 from shampoo_optim.distributed.digest import canonical
 from shampoo_optim.distributed.digest import digest as of_lines
 from shampoo_optim.distributed.peers import Peers
@@ -35,11 +35,13 @@ def described(groups: Groups) -> Description:
     found: Description = {}
     for number, group in enumerate(groups):
         dials = {name: canonical(float(v) if isinstance(v, Tensor) else v) for name, v in values(group).items()}
-        found[f"group {number}"] = dials | {"options": canonical(structure(group)), "maximize": canonical(group["maximize"])}
+        options = {name: canonical(value) for name, value in fixed_options(group).items()}
+        found[f"group {number}"] = dials | options | {"maximize": canonical(group["maximize"])}
         for index, param in enumerate(group["params"]):
-            found[f"parameter {parameter_name(group, number, index)!r}"] = {
+            found[f"parameter {parameter_name(groups, number, index)!r}"] = {
                 "shape": canonical(tuple(param.shape)),
                 "dtype": canonical(param.dtype),
+                "place": canonical((number, index)),
                 "gradient": "none" if param.grad is None else "one",
             }
     return found
@@ -57,7 +59,10 @@ def steps_described(works: Sequence[Work], *, refreshed: bool = False) -> Descri
             last = {key: blocks.refreshed.tolist() for key, blocks in work.storage.state.stacks.items()}
             for name, counts in _by_parameter(work.storage, last).items():
                 found[f"parameter {name!r}"]["step of its roots"] = counts
-        found[f"the group of {work.storage.names[0]!r}"] = {name: repr(value) for name, value in _dials(work.storage).items()}
+        about = found[f"the group of {work.storage.names[0]!r}"] = {"options": canonical(work.storage.key)}
+        about |= {name: repr(value) for name, value in _dials(work.storage).items()}
+        if refreshed:
+            about["config"] = canonical(work.storage.config)
     return found
 
 
@@ -74,7 +79,12 @@ def steps_digest(works: Sequence[Work]) -> bytes:
     """A fingerprint of the parameters, their steps, and the numbers that a schedule may change."""
     return digest(
         [
-            (work.storage.names, {key: _short(steps) for key, steps in host_steps(work.storage).items()}, _dials(work.storage))
+            (
+                work.storage.names,
+                work.storage.key,
+                {key: _short(steps) for key, steps in host_steps(work.storage).items()},
+                _dials(work.storage),
+            )
             for work in works
         ]
     )
@@ -129,18 +139,20 @@ def _difference(descriptions: Sequence[Description]) -> str:
 def _sentence(subject: str, attribute: str, said: Sequence[str]) -> str:
     usual = Counter(said).most_common(1)[0][0]  # the first rank's among equally common ones
     ranks = [rank for rank, value in enumerate(said) if value != usual]
-    theirs = "; ".join(f"rank {rank}: {_clipped(said[rank])}" for rank in ranks[:4])
+    first = next((place for place, each in enumerate(zip(*said, strict=False)) if len(set(each)) > 1), 0)
+    start = max(0, first - 40)  # of long ones: what is about the place where they differ
+    theirs = "; ".join(f"rank {rank}: {_clipped(said[rank], start)}" for rank in ranks[:4])
     others = ", ".join(str(rank) for rank, value in enumerate(said) if value == usual)
     hint = {
         "gradient": "A parameter must have a gradient on all ranks or on none; fill missing ones with zeros, or let "
         "DistributedDataParallel(find_unused_parameters=True) reduce them",
         "steps": "A gradient was missing, or not finite, on one rank only; gradients must be reduced over all ranks",
     }.get(attribute, "Build the same model, options and checkpoint on every rank, and pass gradients of the same parameters")
-    return f"the ranks disagree on {subject}: {attribute}, {theirs}; rank {others}: {_clipped(usual)}. {hint}."
+    return f"the ranks disagree on {subject}: {attribute}, {theirs}; rank {others}: {_clipped(usual, start)}. {hint}."
 
 
-def _clipped(text: str) -> str:
-    return text if len(text) <= 200 else f"{text[:197]}..."
+def _clipped(text: str, start: int) -> str:
+    return text if len(text) <= 200 else f"...{text[start : start + 160]}..."
 
 
 def _short(steps: Sequence[int]) -> tuple[int, ...]:

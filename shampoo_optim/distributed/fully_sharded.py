@@ -30,6 +30,7 @@ from shampoo_optim.distributed.routing import Lists, exchange
 from shampoo_optim.distributed.shards import check_shards, mesh_of
 from shampoo_optim.distributed.shares import Shares
 from shampoo_optim.distributed.trip import Trip, joined
+from shampoo_optim.naming import first_parameter
 from shampoo_optim.placement import Groups, Local, Placement, States
 from shampoo_optim.storage import Members, Storage
 from shampoo_optim.work import Work
@@ -130,7 +131,7 @@ class ExactShards:
         trips, self._trips = self._trips, []
         if not trips:
             return trips  # on all ranks alike
-        device = self._groups[0]["params"][0].device
+        device = first_parameter(self._groups).device
         mine = torch.full((1,), int(failure is not None), dtype=torch.uint8, device=device)
         statuses = torch.zeros(self._peers.size, dtype=torch.uint8, device=device)
         flags: tuple[Lists, Lists] = [[mine]] * self._peers.size, [[status] for status in statuses.split(1)]

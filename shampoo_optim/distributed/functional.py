@@ -16,6 +16,7 @@ from shampoo_fn.solve import Job, batched
 from shampoo_fn.symmetric import packed_shape
 from shampoo_fn.tracing import is_traced
 from shampoo_fn.transform import RootSpec
+from shampoo_fn.validate import check_floating
 from shampoo_optim.distributed.agreement import Description, digest
 from shampoo_optim.distributed.arrival import arrived
 from shampoo_optim.distributed.assignment import assigned
@@ -42,6 +43,9 @@ class scattered:  # used as a function of its options, like the `batched` that i
 
     process_group: dist.ProcessGroup | None = None
     dtype: torch.dtype | None = None
+
+    def __post_init__(self) -> None:
+        check_floating("dtype", self.dtype)
 
     def __call__(self, jobs: Sequence[Job]) -> list[Roots]:
         """Roots of each job, in order."""

@@ -11,9 +11,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from shampoo_optim.configuration import values
+from shampoo_optim.configuration import structure, values
 from shampoo_optim.distributed.agreement import check_same, described, digest
 from shampoo_optim.distributed.peers import Peers, RanksLost
+from shampoo_optim.naming import first_parameter
 from shampoo_optim.placement import Groups
 
 STATUS = 16  # bytes before what travels; the first is 0 for a good step
@@ -46,7 +47,7 @@ def check_statuses(peers: Peers, statuses: Tensor, failure: Exception | None) ->
 
 def _compare(peers: Peers, groups: Groups) -> None:
     """Refuse a step that would be another one on another rank: RuntimeError on every rank, naming rank and parameter."""
-    device = peers.device(groups[0]["params"][0].device)
+    device = peers.device(first_parameter(groups).device)
     mine = torch.tensor(list(digest([_facts(group) for group in groups])), dtype=torch.uint8, device=device)
     digests = [bytes(row) for row in peers.gather(mine)().tolist()]
     check_same(peers, digests, lambda: described(groups))
@@ -55,4 +56,10 @@ def _compare(peers: Peers, groups: Groups) -> None:
 def _facts(group: Mapping[str, Any]) -> list[Any]:
     numbers = [v.item() if isinstance(v, Tensor) and v.device.type == "cpu" else v for v in values(group).values()]
     varying = [value for value in numbers if not isinstance(value, Tensor)]  # reading the others would wait for the device
-    return [varying, group["maximize"], [(tuple(p.shape), p.dtype, p.grad is None) for p in group["params"]]]
+    return [
+        varying,
+        group["maximize"],
+        structure(group),
+        group.get("param_names"),
+        [(tuple(p.shape), p.dtype, p.grad is None) for p in group["params"]],
+    ]

@@ -22,6 +22,7 @@ from shampoo_optim.distributed.shares import named
 from shampoo_optim.entries import as_tensor, check_entries
 from shampoo_optim.loading import fitting
 from shampoo_optim.loading import whole as whole_entry
+from shampoo_optim.naming import first_parameter
 from shampoo_optim.placement import Groups, Local, States
 from shampoo_optim.storage import Members, Storage, whole
 from shampoo_optim.work import Work, work_on
@@ -56,7 +57,7 @@ class LocalShards:
         return self._here.together()
 
     def shown(self, states: States, base: Config | None) -> States:
-        params = {(number, name): p for number, group in enumerate(self._groups) for name, p in named(group, number).items()}
+        params = {(number, name): p for number in range(len(self._groups)) for name, p in named(self._groups, number).items()}
         mine = {at: _described(states[param]) for at, param in params.items() if states.get(param)}
         tables = self._peers.gather_objects(mine)
         found = dict(states)
@@ -73,7 +74,7 @@ class LocalShards:
     def kept(self, groups: Groups, states: States, base: Config | None) -> States:
         found = dict(states)
         for number, group in enumerate(groups):
-            stateful = {name: param for name, param in named(group, number).items() if states.get(param)}
+            stateful = {name: param for name, param in named(groups, number).items() if states.get(param)}
             shapes = {n: torch.empty(_shard(p).shape, dtype=p.dtype, device="meta") for n, p in stateful.items()}
             wanted = fitting(shapes, configured(group, base, values(group)))
             for name, param in stateful.items():
@@ -101,7 +102,7 @@ class LocalShards:
             )
 
     def _row(self, value: Tensor | None, size: int, dtype: torch.dtype) -> Tensor:
-        device = self._groups[0]["params"][0].device
+        device = first_parameter(self._groups).device
         row = torch.zeros(1, size, dtype=dtype, device=device)
         if value is not None:
             row[0, : value.numel()] = value.reshape(-1)

@@ -56,5 +56,5 @@ class Scattered(OfGroup):
         found = []
         for number, group in enumerate(optimizer.param_groups):
             config = configured(group, base, values(group))
-            found.append(Plan(layout(templates(group, number), config), config, size, self.dtype))
+            found.append(Plan(layout(templates(optimizer.param_groups, number), config), config, size, self.dtype))
         return found

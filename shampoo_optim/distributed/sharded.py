@@ -25,6 +25,7 @@ from shampoo_optim.distributed.outline import Outbox, Outline, outlines, size_of
 from shampoo_optim.distributed.ownership import Ownership
 from shampoo_optim.distributed.peers import OfGroup, Peers
 from shampoo_optim.distributed.shares import Shares, shares
+from shampoo_optim.naming import first_parameter
 from shampoo_optim.placement import Groups, Local, Placement, States
 from shampoo_optim.storage import Members, Storage, check_undivided
 from shampoo_optim.work import Whole, Work, local_work
@@ -115,7 +116,7 @@ class OwnBlocks:
 
     def _mesh(self) -> DeviceMesh:
         assert self._peers.group is not None
-        return DeviceMesh.from_group(self._peers.group, self._groups[0]["params"][0].device.type)
+        return DeviceMesh.from_group(self._peers.group, first_parameter(self._groups).device.type)
 
     def _outlines(self, storage: Storage, present: tuple[str, ...]) -> Sequence[Outline]:
         known = self._known.get(storage, {})

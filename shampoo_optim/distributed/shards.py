@@ -22,8 +22,8 @@ from shampoo_optim.placement import Groups
 def mesh_of(groups: Groups) -> DeviceMesh:
     """The mesh of all parameters. TypeError, naming the parameter, for one that is not sharded along dimension 0 over it."""
     mesh: DeviceMesh | None = None
-    for number, group in enumerate(groups):
-        for name, param in named(group, number).items():
+    for number in range(len(groups)):
+        for name, param in named(groups, number).items():
             if not isinstance(param, DTensor):
                 raise TypeError(
                     f"parameter {name!r} is not a DTensor: FullySharded is for parameters of fully_shard(model) alone"

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Mapping
 from functools import partial
-from typing import Any, NamedTuple
+from typing import NamedTuple
 from weakref import WeakKeyDictionary
 
 import torch
@@ -68,26 +68,26 @@ class Shares:
         return found
 
     def _members(self, groups: Groups, base: Config | None) -> Iterator[tuple[Share, str, Tensor]]:
-        for number, (group, share) in enumerate(zip(groups, shares(groups, base, self._peers.size), strict=True)):
-            for name, param in named(group, number).items():
+        for number, share in enumerate(shares(groups, base, self._peers.size)):
+            for name, param in named(groups, number).items():
                 yield share, name, param
 
 
 def shares(groups: Groups, base: Config | None, ranks: int) -> list[Share]:
     """Who owns what of each group."""
-    plans = [layout(templates(group, n), configured(group, base, values(group))) for n, group in enumerate(groups)]
+    plans = [layout(templates(groups, n), configured(group, base, values(group))) for n, group in enumerate(groups)]
     return [Share(*each) for each in zip(plans, owned(plans, ranks), strict=True)]
 
 
-def named(group: Mapping[str, Any], number: int) -> dict[str, Tensor]:
+def named(groups: Groups, number: int) -> dict[str, Tensor]:
     """The parameters of a group that have elements, by name."""
-    unique = {param: index for index, param in reversed(list(enumerate(group["params"]))) if param.numel()}
-    return {parameter_name(group, number, index): param for param, index in reversed(unique.items())}
+    unique = {param: index for index, param in reversed(list(enumerate(groups[number]["params"]))) if param.numel()}
+    return {parameter_name(groups, number, index): param for param, index in reversed(unique.items())}
 
 
-def templates(group: Mapping[str, Any], number: int) -> dict[str, Tensor]:
+def templates(groups: Groups, number: int) -> dict[str, Tensor]:
     """An empty tensor `(0, *shape)` for each of them."""
-    return {name: template(param) for name, param in named(group, number).items()}
+    return {name: template(param) for name, param in named(groups, number).items()}
 
 
 def template(param: Tensor) -> Tensor:

@@ -36,7 +36,7 @@ class Timetable(NamedTuple):
             if known:
                 due.setdefault((tile.cadence, tile.turn, known), []).append(number)
         waiting = frozenset(number for number, tile in enumerate(tiles) if overdue.intersection(tile.blocks))
-        return Timetable(call, steps, due, waiting, min(NOTES, max((tile.cadence.frequency for tile in tiles), default=1)))
+        return Timetable(call, steps, due, waiting, NOTES)
 
     def at(self, call: int) -> list[int]:
         """The numbers of the tiles that have room in the exchange of this call, in order."""

@@ -63,7 +63,8 @@ class Trip:
         shards = [param.to_local() for param in self._params.values()]
         moved = [self._updates[name].view(shard.shape) for name, shard in zip(self._params, shards, strict=True)]
         kept = [(shard, update) for shard, update in zip(shards, moved, strict=True) if shard.numel()]
-        torch._foreach_add_([shard for shard, _ in kept], [update for _, update in kept])
+        if kept:
+            torch._foreach_add_([shard for shard, _ in kept], [update for _, update in kept])
 
 
 def joined(loads: Sequence[tuple[Lists, Lists]]) -> tuple[Lists, Lists]:

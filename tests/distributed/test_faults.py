@@ -50,7 +50,7 @@ def test_a_gradient_that_is_missing_everywhere_is_none() -> None:
         ("shape", "'second'", 1),
         ("more", "'third'", 1),
         ("lr", "lr", 1),
-        ("option", "options", 1),
+        ("option", "staggered", 1),
         ("lag", "settings", 1),
         ("schedule", "lr", 5),
     ],
