@@ -73,7 +73,7 @@ class Shampoo(Optimizer):
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Add parameters with options of their own; as in torch.optim, at any time."""
         for name in param_group:
-            if self._base is not None and name in {*DEFAULTS, "config"} - self.defaults.keys() | {"config"}:
+            if self._base is not None and (name == "config" or (name in DEFAULTS and name not in self.defaults)):
                 raise TypeError(f"a group got the option {name!r}: with config= the config says it, for all groups")
         super().add_param_group(param_group)
         group = self.param_groups[-1]
@@ -135,16 +135,16 @@ class Shampoo(Optimizer):
     def _storage(self, number: int, group: dict[str, Any], params: list[Tensor], device: torch.device) -> Storage:
         storages: dict[Any, Storage] = self.__dict__.setdefault(CACHE, {})
         states, key = [self.state[p] for p in params], structure(group)
-        storage = storages.get((number, device))
-        if storage is None or not storage.current(params, states, key):
-            place = {p: i for i, p in reversed(list(enumerate(group["params"])))}
-            named = {parameter_name(self.param_groups, number, place[p]): p for p in params}
-            before = storage
-            if before is not None and any(states) and not {*map(id, before.params)}.isdisjoint(map(id, params)):
-                before.check_shape(group)
-            storage = storages[number, device] = self.placement.storage(Members(named, states, group, self._base, key))
-            if before is not None and before.key == key:
-                storage.graphs = before.graphs
+        before = storages.get((number, device))
+        if before is not None and before.current(params, states, key):
+            return before
+        if before is not None and any(states) and not {*map(id, before.params)}.isdisjoint(map(id, params)):
+            before.check_shape(group)
+        place = {p: i for i, p in reversed(list(enumerate(group["params"])))}
+        named = {parameter_name(self.param_groups, number, place[p]): p for p in params}
+        storage = storages[number, device] = self.placement.storage(Members(named, states, group, self._base, key))
+        if before is not None and before.key == key:
+            storage.graphs = before.graphs  # of the same transforms, whatever parameters they serve
         return storage
 
     @property
