@@ -70,25 +70,30 @@ def check_refresh(refresh: bool | None, state: State, config: Config) -> None:
 
 def check_failures(plan: Layout, state: State, config: Config) -> None:
     """No factor has been refused its root `max_root_failures` times in a row (eager only: one read of the counters)."""
-    counters = {
-        (stack.key, path): leaf
-        for stack in plan.stacks
-        for path, leaf in flatten(state.stacks[stack.key].links).items()
-        if path.endswith(".failures") and leaf.numel()  # of a `RootState`
-    }
+    counters = failures(state)
     if not counters or any(is_traced(leaf) for leaf in counters.values()):
         return
     worst = torch.stack([leaf.max().cpu() for leaf in counters.values()]).tolist()
     if max(worst) < config.max_root_failures:
         return
-    (key, path), failures = max(zip(counters, worst, strict=True), key=lambda item: item[1])
+    (key, path), times = max(zip(counters, worst, strict=True), key=lambda item: item[1])
     slot = int(counters[key, path].argmax())
     owner = next(owners_of(stack)[slot] for stack in plan.stacks if stack.key == key)
     raise RuntimeError(
-        f"parameter {owner!r}: the inverse root of {path.removesuffix('.failures')} failed {failures} times in a row, "
+        f"parameter {owner!r}: the inverse root of {path.removesuffix('.failures')} failed {times} times in a row, "
         f"with its ridge raised each time; the last good root is still in use. Look at the factor, raise relative_epsilon, "
         f"or raise the config's max_root_failures={config.max_root_failures}"
     )
+
+
+def failures(state: State) -> dict[tuple[str, str], Tensor]:
+    """How often in a row no root was found of each factor [slots], by stack and path."""
+    return {
+        (key, path): leaf
+        for key, blocks in state.stacks.items()
+        for path, leaf in flatten(blocks.links).items()
+        if path.endswith(".failures") and leaf.numel()  # of a `RootState`
+    }
 
 
 def _check_member(kind: str, name: str, tensor: Tensor, state: State) -> None:

@@ -7,14 +7,14 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from shampoo_fn.checks import check_failures
+from shampoo_fn.checks import check_failures, failures
 from shampoo_fn.layout import Stack
 from shampoo_fn.lift import Changes, install_in_stack, jobs_of_stack, taken
 from shampoo_fn.roots.solver import Roots
 from shampoo_fn.roots.threaded import CHUNK
 from shampoo_fn.solve import Job, Solve
 from shampoo_fn.state import BlockState
-from shampoo_fn.tree import changed, flatten, map_tree
+from shampoo_fn.tree import changed, map_tree
 from shampoo_optim.chunks import Chunk
 from shampoo_optim.storage import Storage
 
@@ -54,9 +54,8 @@ def refuse_failures(storage: Storage) -> None:
     try:
         check_failures(storage.plan, storage.state, storage.config)
     except RuntimeError:
-        for path, leaf in flatten(storage.state).items():
-            if path.endswith(".failures"):
-                leaf.zero_()
+        for counts in failures(storage.state).values():
+            counts.zero_()
         raise
 
 

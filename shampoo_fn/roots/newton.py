@@ -8,7 +8,7 @@ from torch import Tensor
 
 from shampoo_fn.roots.residual import checked
 from shampoo_fn.roots.ridge import add_ridge, spectral_bound
-from shampoo_fn.roots.solver import Roots, Solver, check_dtype
+from shampoo_fn.roots.solver import Roots, Solver, check_batch, check_dtype
 from shampoo_fn.validate import require
 
 
@@ -39,6 +39,7 @@ class CoupledNewton(Solver):
         return True
 
     def __call__(self, matrices: Tensor, exponent: float, boost: Tensor | None = None) -> Roots:
+        check_batch(matrices)
         problem = add_ridge(
             matrices,
             self.dtype,

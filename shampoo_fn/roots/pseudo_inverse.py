@@ -7,7 +7,7 @@ from torch import Tensor
 
 from shampoo_fn.roots.eigh import eigendecomposition
 from shampoo_fn.roots.residual import handed_out, probe_vectors, residual
-from shampoo_fn.roots.ridge import add_ridge, negligible, power, power_of_two_above
+from shampoo_fn.roots.ridge import add_ridge, power, scale_of_diagonal
 from shampoo_fn.roots.solver import Roots, Solver, check_dtype, each_by_threads
 from shampoo_fn.validate import require
 
@@ -50,8 +50,7 @@ class PseudoInverse(Solver):
         return handed_out(scaled, residuals, problem, exponent, matrices.dtype)
 
     def diagonal(self, diagonals: Tensor, exponent: float, boost: Tensor | None = None) -> Tensor:
-        usable = ~(diagonals.amax(-1, keepdim=True) <= negligible(diagonals.dtype))
-        scale = power_of_two_above(torch.where(usable, diagonals.amax(-1, keepdim=True), 0.0))
+        usable, scale = scale_of_diagonal(diagonals)
         scaled = diagonals / scale
         shifted = scaled + self.relative_epsilon * scaled.amax(-1, keepdim=True) + self.epsilon / scale
         kept = shifted > self._cutoff(shifted.amax(-1, keepdim=True), boost)

@@ -8,7 +8,7 @@ from torch import Tensor
 from shampoo_fn.roots.partial_fractions import Fractions, partial_fractions
 from shampoo_fn.roots.residual import checked
 from shampoo_fn.roots.ridge import add_ridge
-from shampoo_fn.roots.solver import Roots, Solver, check_dtype, wide_dtype
+from shampoo_fn.roots.solver import Roots, Solver, check_batch, check_dtype, wide_dtype
 from shampoo_fn.tracing import fixed
 from shampoo_fn.validate import require
 
@@ -42,6 +42,7 @@ class Rational(Solver):
         require(3 <= self.poles <= 12, "poles", self.poles, "an integer from 3 to 12")
 
     def __call__(self, matrices: Tensor, exponent: float, boost: Tensor | None = None) -> Roots:
+        check_batch(matrices)
         dtype = self.dtype or torch.promote_types(matrices.dtype, torch.float32)
         problem = add_ridge(
             matrices, wide_dtype(matrices), relative_epsilon=self.relative_epsilon, epsilon=self.epsilon, boost=boost

@@ -18,7 +18,6 @@ import torch
 from torch import Tensor
 
 from shampoo_fn.tracing import is_traced
-from shampoo_fn.validate import require
 
 
 class Ridged(NamedTuple):
@@ -66,7 +65,7 @@ def power(bases: Tensor, exponent: float) -> Tensor:
 
 def add_to_diagonal(fresh: Tensor, values: Tensor) -> Tensor:
     """`M + values I` [batch, n, n], written into `fresh`, which nobody else may hold, unless a derivative needs it."""
-    if is_traced(fresh) or is_traced(values) or fresh.requires_grad:
+    if not _writable(fresh, values):
         identity = torch.eye(fresh.shape[-1], dtype=fresh.dtype, device=fresh.device)
         return torch.addcmul(fresh, values[:, None, None], identity)
     fresh.diagonal(dim1=-2, dim2=-1).add_(values[:, None])
@@ -75,14 +74,11 @@ def add_to_diagonal(fresh: Tensor, values: Tensor) -> Tensor:
 
 def times(fresh: Tensor, factors: Tensor) -> Tensor:
     """`factors * M` [batch, n, n], written into `fresh` as above; factors broadcast."""
-    plain = not (is_traced(fresh) or is_traced(factors) or fresh.requires_grad)
-    return fresh.mul_(factors) if plain else fresh * factors
+    return fresh.mul_(factors) if _writable(fresh, factors) else fresh * factors
 
 
-def check_batch(matrices: Tensor) -> None:
-    """Refuse what is no batch of real matrices."""
-    if matrices.dim() != 3 or matrices.shape[-1] != matrices.shape[-2] or not matrices.is_floating_point():
-        require(False, "matrices", f"{matrices.dtype} {tuple(matrices.shape)}", "real floating-point ones [batch, n, n]")
+def _writable(fresh: Tensor, operand: Tensor) -> bool:
+    return not (is_traced(fresh) or is_traced(operand) or fresh.requires_grad)
 
 
 def add_ridge(
@@ -93,7 +89,6 @@ def add_ridge(
     dtype: None for their own, at least float32. A matrix that counts as zero, or holds a NaN or an infinity, is replaced by the
     identity.
     """
-    check_batch(matrices)
     given = torch.promote_types(matrices.dtype, torch.float32)
     dtype = dtype or given
     # Beside an eigendecomposition every pass over the matrices counts, as they are no longer in the cache, and so does every
@@ -121,13 +116,18 @@ def restore(problem: Ridged, matrices: Tensor) -> None:
     add_to_diagonal(problem.matrices, problem.ridge)
 
 
+def scale_of_diagonal(diagonals: Tensor) -> tuple[Tensor, Tensor]:
+    """Whether diagonals [batch, n] count as more than zero, and the power of two to divide them by, both [batch, 1]."""
+    largest = diagonals.amax(-1, keepdim=True)
+    usable = ~(largest <= negligible(diagonals.dtype))  # a NaN is not zero
+    return usable, power_of_two_above(torch.where(usable, largest, 0.0))
+
+
 def ridged_diagonal(
     diagonals: Tensor, exponent: float, *, relative_epsilon: float, epsilon: float, boost: Tensor | None
 ) -> Tensor:
     """`(d + ridge)^(-e)` for diagonal factors [batch, n]: the same ridge, `s(diag d) = max d`, hence the same root."""
-    largest = diagonals.amax(-1)
-    usable = ~(largest <= negligible(diagonals.dtype))[:, None]  # a NaN is not zero
-    scale = power_of_two_above(torch.where(usable[:, 0], largest, 0.0))[:, None]
+    usable, scale = scale_of_diagonal(diagonals)
     scaled = diagonals / scale
     ridge = relative_epsilon * scaled.amax(-1, keepdim=True) + epsilon / scale
     if boost is not None:

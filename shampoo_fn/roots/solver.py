@@ -8,7 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from shampoo_fn.roots.ridge import check_batch, ridged_diagonal
+from shampoo_fn.roots.ridge import ridged_diagonal
 from shampoo_fn.roots.threaded import by_threads
 from shampoo_fn.tracing import is_traced
 from shampoo_fn.validate import require
@@ -55,6 +55,12 @@ class Solver(ABC):
 def check_dtype(dtype: torch.dtype | None) -> None:
     """Refuse a working dtype in which no eigendecomposition or iteration converges."""
     require(dtype in (None, torch.float32, torch.float64), "dtype", dtype, "torch.float32, torch.float64 or None")
+
+
+def check_batch(matrices: Tensor) -> None:
+    """Refuse what is no batch of real matrices."""
+    proper = matrices.dim() == 3 and matrices.shape[-1] == matrices.shape[-2] and matrices.is_floating_point()
+    require(proper, "matrices", (matrices.dtype, tuple(matrices.shape)), "real floating-point ones [batch, n, n]")
 
 
 def wide_dtype(tensor: Tensor) -> torch.dtype:

@@ -22,6 +22,7 @@ from shampoo_optim.distributed.peers import Peers
 from shampoo_optim.distributed.register import Register, Share
 from shampoo_optim.distributed.solving import Ask, asks, solve_into
 from shampoo_optim.distributed.tiles import Block, Tile
+from shampoo_optim.distributed.timetable import NOTES
 from shampoo_optim.placement import Groups, Local, States
 from shampoo_optim.refreshing import refresh_slots, refuse_failures
 from shampoo_optim.storage import Members, Storage
@@ -96,7 +97,7 @@ class SharedRoots:
     @property
     def _meets(self) -> bool:
         """Whether a refresh is started at this call: roots are due, or the ranks have not compared notes for a while."""
-        return bool(self._seats[0]) or self._call - self._met >= self._register.share.timetable.pause
+        return bool(self._seats[0]) or self._call - self._met >= NOTES
 
     def _start(self, works: Sequence[Work], wanted: Collection[Block]) -> Collection[Block]:
         """Start a refresh; the blocks that it will bring roots for."""

@@ -24,7 +24,6 @@ class Timetable(NamedTuple):
     steps: Steps  # after that call
     due: dict[tuple[Cadence, int, frozenset[int]], list[int]]  # numbers of tiles, by cadence, turn and steps of active blocks
     late: frozenset[int]  # tiles that hold a block whose turn has passed without new roots, to be taken at the next call
-    pause: int  # calls after which the ranks compare notes though nothing is due
 
     @staticmethod
     def of(call: int, tiles: Sequence[Tile], steps: Steps, active: Iterable[Block], late: Iterable[Block] = ()) -> "Timetable":
@@ -36,7 +35,7 @@ class Timetable(NamedTuple):
             if known:
                 due.setdefault((tile.cadence, tile.turn, known), []).append(number)
         waiting = frozenset(number for number, tile in enumerate(tiles) if overdue.intersection(tile.blocks))
-        return Timetable(call, steps, due, waiting, NOTES)
+        return Timetable(call, steps, due, waiting)
 
     def at(self, call: int) -> list[int]:
         """The numbers of the tiles that have room in the exchange of this call, in order."""
