@@ -3,43 +3,23 @@
 # annotations of the nested functions stay text: torch.compile's tracer cannot evaluate `tuple[...]`
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import NamedTuple, TypeVar
+from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from torch.func import vmap
 
 from shampoo_fn.config import Config
 from shampoo_fn.layout import Stack, owners_of
 from shampoo_fn.roots.solver import Roots
+from shampoo_fn.slots import over_slots
 from shampoo_fn.solve import Job
 from shampoo_fn.state import BlockState, work_dtype
-from shampoo_fn.tracing import is_traced, own_precision
+from shampoo_fn.tracing import is_traced
 from shampoo_fn.transform import Clock, Request, chosen
 from shampoo_fn.tree import Tree, changed, changes, leaves, map_tree
 
-T = TypeVar("T")
 Changes = dict[str, Tree]  # what a stage changed, as nested dicts: the rest is neither copied nor written
-
-
-def over_slots(function: Callable[..., T]) -> Callable[..., T]:
-    """`vmap(function)` of trees; torch sees flat tuples, for it takes longer to find the leaves of a tree."""
-
-    def lifted(*trees: Tree) -> T:
-        made: list[T] = []
-
-        def flat(*tensors: Tensor) -> tuple[Tensor, ...]:
-            each = iter(tensors)
-            made.append(function(*(map_tree(lambda _: next(each), tree) for tree in trees)))
-            return tuple(leaves(made[0]))
-
-        tensors = leaves(trees)
-        with own_precision(tensors[0]):
-            each = iter(vmap(flat)(*tensors))
-        return map_tree(lambda _: next(each), made[0])  # type: ignore[no-any-return]
-
-    return lifted
 
 
 class Blocks(NamedTuple):
