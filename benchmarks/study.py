@@ -51,6 +51,12 @@ def arguments(given: Sequence[str] | None) -> argparse.Namespace:
         options.pictures = DOCS if options.out is None and not options.quick else (options.out or RESULTS).parent
     if options.out is None:
         options.out = RESULTS.with_stem("study_quick") if options.quick else RESULTS
+    if options.tables and not options.out.is_file():
+        parser.error(
+            f"--out {options.out}: there is no such file to make tables of; leave --tables out to measure what is missing"
+        )
+    if options.document is not None and not options.document.is_file():
+        parser.error(f"--document {options.document}: there is no such file; name one with tables to write anew")
     return options
 
 

@@ -8,7 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from shampoo_fn.validate import require
+from shampoo_fn.validate import check_count, check_switch, require
 
 LARGE_DIMS = ("block", "whole")
 
@@ -29,11 +29,9 @@ class Blocking:
     large_dim: str = "block"
 
     def __post_init__(self) -> None:
-        for field in ("max_preconditioner_dim", "merge_target_dim"):
-            value = getattr(self, field)
-            proper = isinstance(value, int) and not isinstance(value, bool) and value >= 1
-            require(proper, field, value, "an integer >= 1")
-        require(isinstance(self.merge_dims, bool), "merge_dims", self.merge_dims, "True or False")
+        check_count("max_preconditioner_dim", self.max_preconditioner_dim)
+        check_count("merge_target_dim", self.merge_target_dim)
+        check_switch("merge_dims", self.merge_dims)
         require(self.large_dim in LARGE_DIMS, "large_dim", self.large_dim, f"one of {LARGE_DIMS}")
 
     def merged(self, shape: tuple[int, ...]) -> tuple[int, ...]:

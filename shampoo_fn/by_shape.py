@@ -27,9 +27,7 @@ class When:
 
     def __post_init__(self) -> None:
         require(isinstance(self.transform, Transform), "transform", self.transform, "a Transform")
-        names = (self.name,) if isinstance(self.name, str) else self.name
-        proper = isinstance(names, tuple) and all(isinstance(name, str) for name in names)
-        require(proper, "name", self.name, "a glob such as '*embed*', or a tuple of globs")
+        check_globs("name", self.name)
 
     def matches(self, name: str, shape: tuple[int, ...]) -> bool:
         """Whether the parameter of this name and merged shape meets every condition."""
@@ -93,6 +91,13 @@ def same(left: Transform, right: Transform) -> bool:
             name == other and same(link, twin) for (name, link), (other, twin) in zip(left.links, right.links, strict=True)
         )
     return left is right
+
+
+def check_globs(field: str, value: str | tuple[str, ...]) -> None:
+    """Refuse what is no pattern of names and no tuple of these."""
+    globs = (value,) if isinstance(value, str) else value
+    proper = isinstance(globs, tuple) and all(isinstance(glob, str) for glob in globs)
+    require(proper, field, value, "a glob such as '*embed*', or a tuple of globs")
 
 
 def matches_glob(glob: str, name: str) -> bool:

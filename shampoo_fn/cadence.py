@@ -3,7 +3,7 @@
 import heapq
 from dataclasses import dataclass
 
-from shampoo_fn.validate import require
+from shampoo_fn.validate import check_count, check_switch
 
 
 @dataclass(frozen=True)
@@ -23,13 +23,10 @@ class Cadence:
     dense_until: int = 0
 
     def __post_init__(self) -> None:
-        for field in ("frequency", "start"):
-            value = getattr(self, field)
-            proper = isinstance(value, int) and not isinstance(value, bool) and value >= 1
-            require(proper, field, value, "an integer >= 1")
-        proper = isinstance(self.dense_until, int) and not isinstance(self.dense_until, bool) and self.dense_until >= 0
-        require(proper, "dense_until", self.dense_until, "an integer >= 0")
-        require(isinstance(self.staggered, bool), "staggered", self.staggered, "True or False")
+        check_count("frequency", self.frequency)
+        check_count("start", self.start)
+        check_count("dense_until", self.dense_until, least=0)
+        check_switch("staggered", self.staggered)
 
     def due(self, step: int, turn: int = 0) -> bool:
         """Whether a block with this turn (0 <= turn < frequency) is due at its step."""

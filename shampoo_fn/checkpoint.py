@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from shampoo_fn.belonging import plan_of
 from shampoo_fn.config import Config
 from shampoo_fn.layout import Stack, layout
 from shampoo_fn.state import State, init_state
@@ -20,7 +21,7 @@ StateDict = dict[str, dict[str, dict[str, Tensor]]]
 
 def to_dict(state: State, config: Config, params: Mapping[str, Tensor] | None = None) -> StateDict:
     """`{parameter: {block: {path: tensor}}}`, copies; with `params`, of these only, and KeyError for an unknown one."""
-    plan = layout(state.templates, config)
+    plan = plan_of(state, config)
     names = list(state.templates if params is None else params)
     for name in names:
         if name not in state.templates:

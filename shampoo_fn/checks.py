@@ -1,13 +1,14 @@
 """What can be wrong about a call, said by name before anything is computed."""
 
 from collections.abc import Collection, Mapping
+from operator import itemgetter
 
 import torch
 from torch import Tensor
 
 from shampoo_fn.config import Config
 from shampoo_fn.layout import Layout, owners_of
-from shampoo_fn.state import State, check_tensor, work_dtype
+from shampoo_fn.state import State, check_tensor, narrowest, work_dtype
 from shampoo_fn.tracing import is_traced
 from shampoo_fn.tree import flatten
 
@@ -23,7 +24,9 @@ def check_grads(grads: Tensors, state: State, config: Config) -> None:
             if is_traced(grad):
                 raise ValueError("nonfinite='raise': values cannot be read under tracing; use 'skip' or 'propagate' there")
             # as `lift.guarded` has it: a norm that overflows would spoil the statistics
-            if not bool(torch.linalg.vector_norm(grad.to(work_dtype(grad.dtype))).square().isfinite()):
+            dtype = work_dtype(grad.dtype)
+            squared = torch.linalg.vector_norm(grad.to(dtype)).square()
+            if not bool(squared.to(narrowest(state.stacks, dtype)).isfinite()):
                 raise FloatingPointError(f"gradient {name!r} is not finite; nonfinite='skip' would leave its block out instead")
 
 
@@ -68,17 +71,27 @@ def check_refresh(refresh: bool | None, state: State, config: Config) -> None:
         )
 
 
-def check_failures(plan: Layout, state: State, config: Config) -> None:
-    """No factor has been refused its root `max_root_failures` times in a row (eager only: one read of the counters)."""
+def check_failures(plan: Layout, state: State, config: Config, names: Collection[str] | None = None) -> None:
+    """No factor of these parameters (None: of all) has been refused its root `max_root_failures` times in a row.
+
+    Eager only: one read of the counters, and another where one of them is that large.
+    """
     counters = failures(state)
     if not counters or any(is_traced(leaf) for leaf in counters.values()):
         return
     worst = torch.stack([leaf.max().cpu() for leaf in counters.values()]).tolist()
     if max(worst) < config.max_root_failures:
         return
-    (key, path), times = max(zip(counters, worst, strict=True), key=lambda item: item[1])
-    slot = int(counters[key, path].argmax())
-    owner = next(owners_of(stack)[slot] for stack in plan.stacks if stack.key == key)
+    owners = {stack.key: owners_of(stack) for stack in plan.stacks}
+    counted = [
+        (times, owner, path)
+        for (key, path), leaf in counters.items()
+        for owner, times in zip(owners[key], leaf.tolist(), strict=True)
+        if names is None or owner in names
+    ]
+    times, owner, path = max(counted, key=itemgetter(0), default=(0, "", ""))
+    if times < config.max_root_failures:
+        return
     raise RuntimeError(
         f"parameter {owner!r}: the inverse root of {path.removesuffix('.failures')} failed {times} times in a row, "
         f"with its ridge raised each time; the last good root is still in use. Look at the factor, raise relative_epsilon, "

@@ -7,7 +7,7 @@ from torch import Tensor
 from shampoo_fn.blocking import Blocking
 from shampoo_fn.cadence import Cadence
 from shampoo_fn.transform import Transform
-from shampoo_fn.validate import require
+from shampoo_fn.validate import check_count, require
 
 NONFINITE = ("skip", "propagate", "raise")
 
@@ -33,8 +33,7 @@ class Config:
             value = getattr(self, name)
             require(isinstance(value, kind), name, value, f"a {kind.__name__}")
         require(self.nonfinite in NONFINITE, "nonfinite", self.nonfinite, f"one of {NONFINITE}")
-        proper = isinstance(self.max_root_failures, int) and self.max_root_failures >= 1
-        require(proper, "max_root_failures", self.max_root_failures, "an integer >= 1")
+        check_count("max_root_failures", self.max_root_failures)
 
 
 def is_due(step: int | Tensor, config: Config) -> bool:

@@ -15,7 +15,7 @@ from shampoo_fn.transform import (
     moving_average,
     value_at,
 )
-from shampoo_fn.validate import check_floating, require
+from shampoo_fn.validate import check_floating, check_switch, require
 
 
 class EMAState(NamedTuple):
@@ -42,6 +42,8 @@ class EMA(Transform):
         check_value("beta", self.beta, 0.0, 1.0, "a number in [0, 1), a 0-d tensor or a schedule")
         if self.beta3 is not None:
             check_value("beta3", self.beta3, 0.0, 1.0, "a number in [0, 1), a 0-d tensor, a schedule or None")
+        check_switch("bias_correction", self.bias_correction)
+        check_switch("nesterov", self.nesterov)
         require(not (self.nesterov and self.beta3 is not None), "beta3", self.beta3, "None when nesterov=True")
         check_floating("dtype", self.dtype)
 

@@ -4,9 +4,10 @@ The plan follows from the parameters' names, shapes, dtypes and devices, and the
 stored: a state carries an empty tensor per parameter that tells its shape (see `state.py`).
 """
 
+import operator
 from collections.abc import Iterable, Iterator, Mapping
 from itertools import groupby
-from typing import NamedTuple
+from typing import Any, NamedTuple
 from weakref import WeakKeyDictionary
 
 import torch
@@ -56,11 +57,13 @@ class Layout(NamedTuple):
     merged: dict[str, tuple[int, ...]]  # shape of each parameter after merging
     regions: dict[str, tuple[Region, ...]]
     turns: dict[str, list[int]]  # of each slot of each stack; empty under tracing, where no step can be read anyway
+    outlines: dict[str, Any]  # of the state of each stack; a memo that `belonging.py` fills
 
 
 def layout(templates: Mapping[str, Tensor], config: Config) -> Layout:
     """The plan for parameters given by their templates, tensors of shape `(0, *shape)`."""
-    parameters = tuple((name, tuple(t.shape[1:]), t.dtype, t.device) for name, t in templates.items())
+    # a size is an index: to torch.compile that is a number, which can be planned with, where it had made a symbol of it
+    parameters = tuple((name, tuple(map(operator.index, t.shape[1:])), t.dtype, t.device) for name, t in templates.items())
     if torch.compiler.is_compiling():
         return _plan(parameters, config)
     try:
@@ -92,7 +95,7 @@ def _plan(parameters: Iterable[Description], config: Config) -> Layout:
             before = pieces.setdefault(key, [])
             before.append(Piece(name, part, region, before[-1].end if before else 0))
     plan = tuple(stack._replace(pieces=tuple(pieces[stack.key])) for stack in stacks.values())
-    return Layout(plan, merged, regions, {} if torch.compiler.is_compiling() else turns(plan, config))
+    return Layout(plan, merged, regions, {} if torch.compiler.is_compiling() else turns(plan, config), {})
 
 
 def _index_of(transform: Transform, known: list[Transform]) -> int:
@@ -136,7 +139,7 @@ def restricted(plan: Layout, kept: Kept) -> Layout:
         stacks.append(stack._replace(pieces=tuple(pieces)))
         if plan.turns:
             own[stack.key] = [plan.turns[stack.key][slot] for slot in chosen]
-    return plan._replace(stacks=tuple(stacks), turns=own)
+    return plan._replace(stacks=tuple(stacks), turns=own, outlines={})
 
 
 def slots(stack: Stack, names: Iterable[str]) -> list[int]:

@@ -14,7 +14,7 @@ from shampoo_fn.layout import Stack, owners_of
 from shampoo_fn.roots.solver import Roots
 from shampoo_fn.slots import over_slots
 from shampoo_fn.solve import Job
-from shampoo_fn.state import BlockState, work_dtype
+from shampoo_fn.state import BlockState, narrowest, work_dtype
 from shampoo_fn.tracing import is_traced
 from shampoo_fn.transform import Clock, Request, chosen
 from shampoo_fn.tree import Tree, changed, changes, leaves, map_tree
@@ -31,8 +31,11 @@ class Blocks(NamedTuple):
     params: Tensor | None  # [slots, *block], if a link reads them
 
 
-def guarded(stack: Stack, config: Config, grads: Tensor, params: Tensor | None) -> Blocks:
-    """Blocks of these gradients [slots, *block], under the config's policy on such as are not finite."""
+def guarded(stack: Stack, config: Config, links: Tree, grads: Tensor, params: Tensor | None) -> Blocks:
+    """Blocks of these gradients [slots, *block], under the config's policy on such as are not finite.
+
+    links: the state of the blocks, which says in what range statistics and averages are kept.
+    """
     dtype = work_dtype(stack.dtype)
     grads = grads.to(dtype)
     params = None if params is None else params.to(dtype)
@@ -40,7 +43,7 @@ def guarded(stack: Stack, config: Config, grads: Tensor, params: Tensor | None) 
         return Blocks(grads, torch.ones(len(grads), dtype=torch.bool, device=grads.device), True, params)
     # the squared norm bounds every entry of every statistic: while it is finite, no statistic overflows
     squared = torch.linalg.vector_norm(grads.detach().flatten(1), dim=1).square()
-    alive = squared.isfinite()
+    alive = squared.to(narrowest(links, dtype)).isfinite()
     # on a CPU the answer can be had at once, and saves a pass over the gradients here and over the updates later
     known = grads.device.type == "cpu" and not is_traced(grads) and bool(alive.all())
     if not known:

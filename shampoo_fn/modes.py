@@ -38,7 +38,8 @@ def frozen(options: ModeOptions) -> ModeOptions:
     """A mapping as a sorted tuple of pairs, so that the config that holds it can be hashed."""
     if not isinstance(options, Mapping):
         return options
-    return tuple(sorted((order, tuple(v) if isinstance(v, list | tuple) else v) for order, v in options.items()))
+    pairs = ((order, tuple(v) if isinstance(v, list | tuple) else v) for order, v in options.items())
+    return tuple(sorted(pairs, key=repr))  # whatever the keys are: `check_exponent` says which are wrong
 
 
 def chosen(options: ModeOptions, order: int, mode: int, *, default: Any) -> Any:

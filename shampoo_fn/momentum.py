@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from shampoo_fn.transform import Clock, Transform, Value, check_value, chosen, value_at
-from shampoo_fn.validate import check_floating, require
+from shampoo_fn.validate import check_floating, check_switch
 
 
 class MomentumState(NamedTuple):
@@ -31,7 +31,7 @@ class Momentum(Transform):
     def __post_init__(self) -> None:
         check_value("momentum", self.momentum, 0.0, 1.0, "a number in [0, 1), a 0-d tensor or a schedule")
         check_value("dampening", self.dampening, 0.0, 1.0, "a number in [0, 1)")
-        require(isinstance(self.nesterov, bool), "nesterov", self.nesterov, "True or False")
+        check_switch("nesterov", self.nesterov)
         check_floating("dtype", self.dtype)
 
     def init(self, param: Tensor) -> MomentumState:

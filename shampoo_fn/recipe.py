@@ -6,7 +6,7 @@ from typing import Any
 import torch
 
 from shampoo_fn.blocking import Blocking
-from shampoo_fn.by_shape import ByShape, When
+from shampoo_fn.by_shape import ByShape, When, check_globs
 from shampoo_fn.cadence import Cadence
 from shampoo_fn.chain import Chain
 from shampoo_fn.config import Config
@@ -21,8 +21,8 @@ from shampoo_fn.preconditioner import Identity, Preconditioner
 from shampoo_fn.roots.eigh import Eigh
 from shampoo_fn.roots.solver import Solver
 from shampoo_fn.scale import Scale
-from shampoo_fn.transform import Transform, Value
-from shampoo_fn.validate import require
+from shampoo_fn.transform import Transform, Value, check_value
+from shampoo_fn.validate import check_count, check_floating, check_switch, require
 from shampoo_fn.weight_decay import WeightDecay
 
 EMBEDDINGS = ("*embed*", "*wte*", "*wpe*", "*lm_head*", "head.weight", "*.head.weight")  # and output heads
@@ -74,7 +74,19 @@ def shampoo(
     too slowly for few digits, stay as they are. packed: symmetric matrices are kept in half the memory.
     Raises ValueError naming the argument, its value and what is allowed. Other arguments: `Kronecker`, `Config`, `Momentum`.
     """
+    # what goes into a field of another name is checked here, under the name that the caller knows
     require(isinstance(betas, tuple | list) and len(betas) == 2, "betas", betas, "a pair (beta1, beta2)")
+    check_value("betas[0]", betas[0], 0.0, 1.0, "a number in [0, 1), a 0-d tensor or a schedule")
+    check_value("betas[1]", betas[1], 0.0, 1.0 + 1e-12, "a number in [0, 1], a 0-d tensor or a schedule")
+    known = grafting is None or isinstance(grafting, Preconditioner)
+    require(known, "grafting", grafting, "a Preconditioner, such as Adam(), or None")
+    check_switch("decoupled_weight_decay", decoupled_weight_decay)
+    check_switch("bias_correction", bias_correction)
+    check_count("precondition_frequency", 10 if precondition_frequency is None else precondition_frequency)
+    check_count("start_preconditioning_step", start_preconditioning_step)
+    check_count("max_preconditioner_dim", max_preconditioner_dim)
+    check_globs("diagonal", diagonal or ())
+    check_floating("state_dtype", state_dtype)
     require(large_dim in ("block", "diagonal", "adagrad"), "large_dim", large_dim, "'block', 'diagonal' or 'adagrad'")
     require(vectors in ("diagonal", "full"), "vectors", vectors, "'diagonal' or 'full'")
     direction = Kronecker(
@@ -95,10 +107,11 @@ def shampoo(
     rules += [When(elementwise, order=1)] if vectors == "diagonal" else []
     rules += [When(elementwise, larger_than=max_preconditioner_dim)] if large_dim == "adagrad" else []
     links: dict[str, Any] = {"precondition": ByShape(matrices, tuple(rules)) if rules else matrices}
+    link = Momentum(momentum, dampening, nesterov, dtype=state_dtype)
     if isinstance(momentum, float | int) and momentum == 0:
         require(not nesterov and not dampening, "momentum", momentum, "greater than 0 with nesterov or dampening")
     else:
-        links["momentum"] = Momentum(momentum, dampening, nesterov, dtype=state_dtype)
+        links["momentum"] = link
     if not (isinstance(weight_decay, float | int) and weight_decay == 0):
         decay: dict[str, Transform] = {"decay": WeightDecay(weight_decay)}
         links = links | decay if decoupled_weight_decay else decay | links

@@ -9,10 +9,11 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from shampoo_fn.belonging import plan_of
 from shampoo_fn.checks import check_failures, check_grads, check_params
 from shampoo_fn.config import Config
 from shampoo_fn.diagonal import differentiable_sqrt
-from shampoo_fn.layout import Layout, Piece, Stack, gather, layout, scatter, slots
+from shampoo_fn.layout import Layout, Piece, Stack, gather, scatter, slots
 from shampoo_fn.lift import (
     Blocks,
     accumulate_stack,
@@ -42,16 +43,16 @@ class Batch(NamedTuple):
 
 
 def prepared(grads: Tensors, state: State, config: Config, params: Tensors | None) -> tuple[Layout, list[Batch]]:
+    plan = plan_of(state, config)
     check_grads(grads, state, config)
     read = check_params(params, grads, state, config)
-    plan = layout(state.templates, config)
     batches = []
     for stack in plan.stacks:
         pieces = [piece for piece in stack.pieces if piece.name in grads]
         if pieces:
             index = None if len(pieces) == len(stack.pieces) else _index(slots(stack, grads), stack)
             weights = None if read is None else gather(pieces, read, plan.merged)
-            blocks = guarded(stack, config, gather(pieces, grads, plan.merged), weights)
+            blocks = guarded(stack, config, state.stacks[stack.key].links, gather(pieces, grads, plan.merged), weights)
             batches.append(Batch(stack, index, pieces, blocks))
     return plan, batches
 
@@ -65,7 +66,7 @@ def accumulate_all(batches: list[Batch], state: State, config: Config) -> State:
 
 
 def refresh_due(plan: Layout, state: State, config: Config, solve: Solve, *, every: bool, names: Collection[str]) -> State:
-    check_failures(plan, state, config)
+    check_failures(plan, state, config, names)
     parts: list[tuple[Stack, Tensor | None, BlockState, dict[str, Job]]] = []
     for stack in plan.stacks:
         due = [True] * stack.size if every else _due(state.stacks[stack.key], plan.turns[stack.key], config)

@@ -9,6 +9,7 @@ from torch.func import vmap
 
 from shampoo_fn.config import Config
 from shampoo_fn.layout import Layout, Stack, gather, layout
+from shampoo_fn.preconditioner import RootState
 from shampoo_fn.tree import Tree, map_tree
 
 
@@ -61,6 +62,19 @@ def init_stack(stack: Stack, blocks: Tensor) -> BlockState:
 def work_dtype(dtype: torch.dtype) -> torch.dtype:
     """The dtype that a block is computed in: its own, at least float32."""
     return torch.promote_types(dtype, torch.float32)
+
+
+def narrowest(kept: Tree, dtype: torch.dtype) -> torch.dtype:
+    """float32 if a float64 block keeps any of its state in that range, else `dtype`: squares of gradients have to fit in there.
+
+    Roots may be kept in any: they get small where gradients are large.
+    """
+    if dtype != torch.float64 or isinstance(kept, RootState):
+        return dtype
+    if isinstance(kept, Tensor):
+        return torch.float32 if kept.is_floating_point() and kept.dtype != torch.float64 else dtype
+    children = kept.values() if isinstance(kept, dict) else kept
+    return dtype if all(narrowest(child, dtype) == dtype for child in children) else torch.float32
 
 
 def check_tensor(kind: str, name: str, tensor: Tensor) -> None:

@@ -7,9 +7,9 @@ from collections.abc import Collection, Mapping
 
 from torch import Tensor
 
+from shampoo_fn.belonging import plan_of
 from shampoo_fn.checks import check_names, check_refresh
 from shampoo_fn.config import Config
-from shampoo_fn.layout import layout
 from shampoo_fn.solve import Solve, batched
 from shampoo_fn.stages import accumulate_all, precondition_all, prepared, refresh_due, unshared
 from shampoo_fn.state import State
@@ -35,7 +35,8 @@ def update(
     solve: how roots are computed, see `solve.py`.
 
     Raises KeyError or ValueError, naming the parameter, for gradients that do not fit the state; TypeError for ones that are
-    not dense and real; RuntimeError for a factor whose roots failed `max_root_failures` times in a row.
+    not dense and real; ValueError for a state of another config; RuntimeError for a factor whose roots failed
+    `max_root_failures` times in a row.
     Gupta, Koren, Singer 2018, arXiv 1802.09568, algorithm 2; Shi et al. 2023, arXiv 2309.06497, algorithm 2.
     """
     check_refresh(refresh, state, config)
@@ -70,7 +71,7 @@ def refresh(
     check_refresh(every, state, config)
     names = None if names is None else list(names)
     check_names(names, state)
-    plan = layout(state.templates, config)
+    plan = plan_of(state, config)
     wanted = state.templates.keys() if names is None else names
     return unshared(state, refresh_due(plan, state, config, solve, every=bool(every), names=wanted))
 

@@ -11,6 +11,17 @@ def require(condition: bool, field: str, value: Any, allowed: str) -> None:
         raise ValueError(f"{field}={value!r}: must be {allowed}")
 
 
+def check_count(field: str, value: Any, least: int = 1) -> None:
+    """Refuse what is no integer, or one below the least."""
+    proper = isinstance(value, int) and not isinstance(value, bool) and value >= least
+    require(proper, field, value, f"an integer >= {least}")
+
+
+def check_switch(field: str, value: Any) -> None:
+    """Refuse what is true or false only by its looks."""
+    require(isinstance(value, bool), field, value, "True or False")
+
+
 def check_floating(field: str, dtype: torch.dtype | None) -> None:
     """Refuse a dtype in which no state is kept and nothing travels: roots of small gradients overflow float16."""
     proper = dtype is None or (isinstance(dtype, torch.dtype) and dtype.is_floating_point and dtype != torch.float16)

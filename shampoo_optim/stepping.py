@@ -71,7 +71,7 @@ def blocks_of(work: Work, chunk: Chunk) -> Blocks:
     config = work.storage.config
     grads = work.grads.blocks(chunk)
     params = work.params.blocks(chunk) if config.transform.reads_params else None
-    return guarded(chunk.stack, config, -grads if work.maximize else grads, params)
+    return guarded(chunk.stack, config, chunk.state.links, -grads if work.maximize else grads, params)
 
 
 def _norms(work: Work) -> Mapping[str, Tensor]:

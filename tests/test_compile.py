@@ -95,6 +95,21 @@ def test_a_staggered_step_compiles_in_two_parts_around_an_eager_refresh() -> Non
         torch.testing.assert_close(params[name], expected[name])
 
 
+def test_one_compiled_step_serves_models_of_several_widths() -> None:
+    config = shampoo(weight_decay=0.1, max_preconditioner_dim=10)
+    counter = Counter()
+    compiled = torch.compile(update, backend=counter, fullgraph=True)
+    for graphs, width in enumerate((8, 12, 16), 1):
+        params = parameters(model(width))
+        state = expected_state = init_state(params, config)
+        for refresh_now in (True, True):
+            updates, state = compiled(params, state, config, params, refresh=refresh_now)
+            expected, expected_state = update(params, expected_state, config, params, refresh=refresh_now)
+            for name in params:
+                torch.testing.assert_close(updates[name], expected[name])
+        assert counter.graphs == graphs
+
+
 def test_refresh_must_be_given_inside_a_compiled_step() -> None:
     module, data, config = model(), batch(), shampoo()
     params = parameters(module)

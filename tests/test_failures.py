@@ -135,6 +135,19 @@ def test_too_many_failures_in_a_row_raise_naming_parameter_and_mode() -> None:
     update(grads[3], state, optimizer, params, refresh=False)
 
 
+def test_a_parameter_that_is_left_out_does_not_stop_the_others() -> None:
+    optimizer = config(Failing(), max_root_failures=3)
+    params = model(shapes={"failing": (4, 3), "good": (3, 3)})
+    grads = gradients(params, 4)
+    params, state, _ = run(params, grads[:3], optimizer)
+    updates, _ = update({"good": grads[3]["good"]}, state, optimizer, params)
+    assert updates.keys() == {"good"}
+    assert int(entry(refresh(state, optimizer, every=True, names=["good"]), optimizer, "good", "refreshed")) == 3
+    for names in (None, ["failing"], ["good", "failing"]):
+        with pytest.raises(RuntimeError, match=r"parameter 'failing'.*failed 3 times"):
+            refresh(state, optimizer, names=names)
+
+
 def test_the_worst_factor_is_the_one_named() -> None:
     optimizer = config(Failing(size=3), max_root_failures=2)
     params = model(shapes={"a": (4, 4), "b": (4, 3)})

@@ -4,7 +4,24 @@ import pytest
 import torch
 from torch import Tensor
 
-from shampoo_fn import Adam, Blocking, Cadence, Config, Graft, Kronecker, accumulate, apply_updates, init_state, update
+from shampoo_fn import (
+    EMA,
+    Adam,
+    Blocking,
+    Cadence,
+    Chain,
+    Config,
+    Graft,
+    Kronecker,
+    Momentum,
+    Preconditioned,
+    Preconditioner,
+    Transform,
+    accumulate,
+    apply_updates,
+    init_state,
+    update,
+)
 from shampoo_fn.tree import flatten
 from tests.cases import FACTORIES, direction, every_case
 from tests.support import Tensors, assert_identical, copies, entries, entry, gradients, model, run
@@ -172,6 +189,40 @@ def test_raise_names_the_parameter_before_anything_changes(stage: object, bad: f
     with pytest.raises(FloatingPointError, match="gradient 'second' is not finite"):
         stage(spoiled(gradients(params, 1)[0], "second", bad), state, config, params)  # type: ignore[operator]
     assert_identical(flatten((params, state)), before)
+
+
+NARROW = {
+    "factors": Kronecker(factor_dtype=torch.float32),
+    "filter": Preconditioned(Adam(), EMA(0.9, dtype=torch.bfloat16)),
+    "momentum": Momentum(dtype=torch.float32),
+}
+
+
+@pytest.mark.parametrize("link", NARROW.values(), ids=NARROW)
+def test_raise_sees_what_overflows_the_dtype_that_state_is_kept_in(link: Preconditioner | Transform) -> None:
+    link = Preconditioned(link) if isinstance(link, Preconditioner) else link
+    config = Config(Chain(link=link), nonfinite="raise")
+    large = {"w": torch.full((4, 3), 1e20, dtype=torch.float64)}
+    with pytest.raises(FloatingPointError, match="gradient 'w' is not finite"):
+        update(large, init_state(large, config), config)
+
+
+@pytest.mark.parametrize("link", NARROW.values(), ids=NARROW)
+def test_a_float64_gradient_that_overflows_what_is_kept_in_float32_is_skipped(link: Preconditioner | Transform) -> None:
+    config = Config(Chain(link=Preconditioned(link) if isinstance(link, Preconditioner) else link))
+    params = model(shapes={"w": (4, 3)})
+    good, large = gradients(params, 1)[0], {"w": torch.full((4, 3), 1e20, dtype=torch.float64)}
+    expected, state, _ = run(params, [good, good], config)
+    moved, after, (_, update_of_large, _) = run(params, [good, large, good], config)
+    assert not update_of_large["w"].any()
+    assert_identical(moved, expected)
+    assert_identical(without_count(entries(after, config)), without_count(entries(state, config)))
+
+
+def test_roots_in_float32_are_no_reason_to_refuse_a_float64_gradient() -> None:
+    config = direction(Kronecker(root_dtype=torch.float32), nonfinite="raise")
+    large = {"w": torch.full((4, 3), 1e20, dtype=torch.float64)}
+    assert update(large, init_state(large, config), config)[0]["w"].isfinite().all()
 
 
 def test_every_way_gives_the_same_for_finite_gradients() -> None:

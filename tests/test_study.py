@@ -92,6 +92,16 @@ def test_the_document_holds_the_tables_of_the_committed_file() -> None:
     assert filled(written, tables(groups, known) | goals(known)) == written
 
 
+@pytest.mark.parametrize("option", ["--out", "--document"])
+def test_tables_of_a_file_that_is_not_there_are_refused_by_its_name(
+    option: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    missing = tmp_path / "missing" / "file"
+    with pytest.raises(SystemExit):
+        main(["--tables", option, str(missing)])
+    assert f"{option} {missing}: there is no such file" in capsys.readouterr().err
+
+
 def test_settings_are_not_chosen_on_the_seeds_of_the_races() -> None:
     assert not set(TUNING) & set(FRESH)
     for job in JOB_NAMES:
