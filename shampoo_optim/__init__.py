@@ -1,4 +1,4 @@
-"""Shampoo as a `torch.optim.Optimizer`: `Shampoo(model.parameters(), lr=...)`, all of its mathematics in `shampoo_fn`."""
+"""Shampoo as a `torch.optim.Optimizer`: `Shampoo(model.named_parameters(), lr=...)`, all of its mathematics in `shampoo_fn`."""
 
 from shampoo_optim.diagnose import Diagnosis as Diagnosis
 from shampoo_optim.diagnose import diagnose as diagnose

@@ -6,11 +6,9 @@ hence one plan of the blocks, serves all their values.
 
 from collections.abc import Hashable, Mapping
 from dataclasses import replace
-from numbers import Real
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from shampoo_fn import Chain, Config, CoupledNewton, Eigh, PseudoInverse, Scale, Solver, shampoo
 from shampoo_fn.roots.auto import Auto
@@ -123,9 +121,14 @@ def rate_of(config: Config) -> Any:
     return rates[0]
 
 
+def initial_rate(config: Config) -> Any:
+    """What a group's learning rate starts with: a schedule stays in the config, and the group's multiplies it."""
+    rate = rate_of(config)
+    return 1.0 if callable(rate) else rate
+
+
 def _with_rate(config: Config, lr: Any) -> Config:
     scheduled = rate_of(config)
-    # a schedule in the config stays, and the group's lr, 1 to begin with, multiplies it
     rate = (lambda step: lr * scheduled(step)) if callable(scheduled) else lr
     assert isinstance(config.transform, Chain)  # checked by `rate_of`
     links = {name: Scale(rate) if isinstance(link, Scale) else link for name, link in config.transform.links}
@@ -133,9 +136,6 @@ def _with_rate(config: Config, lr: Any) -> Config:
 
 
 def _check(group: Mapping[str, Any]) -> None:
-    for field, value in (("betas[0]", group["betas"][0]), ("betas[1]", group["betas"][1]), ("lr", group["lr"])):
-        numeric = isinstance(value, Real | Tensor) and not isinstance(value, bool)
-        require(numeric, field, value, "a number or a 0-d tensor; use a torch.optim.lr_scheduler for a schedule")
     for name in ("bias_correction", "adam_w_mode", "use_nesterov", "maximize", "staggered", "merge_dims", "packed"):
         require(isinstance(group[name], bool), name, group[name], "True or False")
     for name, known in (("root_inv_method", METHODS), ("large_dim_method", LARGE_DIMS)):

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from math import inf
 from typing import Any
 
 import torch
@@ -15,7 +16,8 @@ from shampoo_optim.chunks import owners
 from shampoo_optim.shampoo import Shampoo
 from shampoo_optim.stepping import blocks_of
 from shampoo_optim.storage import Storage
-from shampoo_optim.work import local_work
+from shampoo_optim.work import Whole, Work
+from shampoo_optim.writing import Writer
 
 Row = dict[str, Any]
 Slots = Mapping[str, Tensor]  # by path: the slots of one region of a parameter
@@ -68,21 +70,20 @@ def diagnose(optimizer: Shampoo) -> Diagnosis:
     """Read the state of every parameter that has one, as far as this process holds it; an eigendecomposition per factor."""
     rows: dict[str, Row] = {}
     spectra: dict[str, Tensor] = {}
-    for position, group in enumerate(optimizer.param_groups):
-        for storage, _ in optimizer.storages(position, group):
-            ratios = _graft_ratios(storage, maximize=group["maximize"])
-            for stack in storage.plan.stacks:
-                leaves = flatten(storage.state.stacks[stack.key])
-                ridges = [spec.solver.relative_epsilon for spec in stack.transform.root_specs(stack.block).values()]
-                for name, number, first, size in spans(stack):
-                    if not size:
-                        continue  # of another process
-                    slots = {path: leaf[first : first + size] for path, leaf in leaves.items()}
-                    found = {path: value for path, leaf in slots.items() if ".factors." in path for value in _spectrum(leaf)}
-                    part = f" region {number}" if number else ""
-                    spectra |= {f"{name}{part} factor {path[-1]}": value for path, value in found.items()}
-                    row = _row(name, slots, list(found.values()), max(ridges, default=None), ratios.get(name))
-                    rows[name] = _joined(rows[name], row) if name in rows else row
+    for storage, group in optimizer.held():
+        ratios = _graft_ratios(storage, maximize=group["maximize"])
+        for stack in storage.plan.stacks:
+            leaves = flatten(storage.state.stacks[stack.key])
+            ridges = [spec.solver.relative_epsilon for spec in stack.transform.root_specs(stack.block).values()]
+            for name, number, first, size in spans(stack):
+                if not size:
+                    continue  # of another process
+                slots = {path: leaf[first : first + size] for path, leaf in leaves.items()}
+                found = {path: value for path, leaf in slots.items() if ".factors." in path for value in _spectrum(leaf)}
+                part = f" region {number}" if number else ""
+                spectra |= {f"{name}{part} factor {path[-1]}": value for path, value in found.items()}
+                row = _row(name, slots, list(found.values()), max(ridges, default=None), ratios.get(name))
+                rows[name] = _joined(rows[name], row) if name in rows else row
     return Diagnosis(tuple(rows.values()), spectra)
 
 
@@ -117,12 +118,15 @@ def _graft_ratios(storage: Storage, *, maximize: bool) -> dict[str, float]:
     """By how much grafting scales Shampoo's direction of the gradients that are there, largest over blocks."""
     if any(hasattr(param, "device_mesh") for param in storage.params):
         return {}  # the blocks' gradients are on other ranks
-    work = local_work(storage, storage.params, maximize=maximize)
+    named = dict(zip(storage.names, storage.params, strict=True))
+    grads = {name: p.grad for name, p in named.items() if p.grad is not None and p.grad.layout is torch.strided}
+    merged = storage.plan.merged  # not `work_on`, which refuses gradients that a step would refuse
+    work = Work(storage, storage.chunks(grads), Whole(grads, merged), Whole(named, merged), Writer(merged, named), maximize)
     ratios: dict[str, float] = {}
     for chunk in work.chunks:
         norms = norms_of_stack(chunk.stack, storage.config, chunk.state, blocks_of(work, chunk))
         for tile, (direction, magnitude) in zip(owners(chunk.tiles), norms.tolist(), strict=True):
-            if direction > 0 and magnitude > 0:
+            if 0 < direction < inf and 0 < magnitude < inf:
                 ratios[tile] = max(ratios.get(tile, 0.0), magnitude / direction)
     return ratios
 

@@ -11,11 +11,12 @@ from shampoo_fn.layout import layout
 from shampoo_optim.configuration import configured, values
 from shampoo_optim.entries import Entries, as_tensor, check_entries, entries
 from shampoo_optim.naming import parameter_name
+from shampoo_optim.options import plain
 
 Group = dict[str, Any]
 
 
-def loaded_groups(groups: list[Group], saved: list[Group], defaults: Mapping[str, Any]) -> list[Group]:
+def loaded_groups(groups: list[Group], saved: list[Group], defaults: Group) -> list[Group]:
     """The saved groups with the parameters of the present ones; an option that was not saved keeps its default."""
     if len(groups) != len(saved):
         raise ValueError(f"the checkpoint has {len(saved)} parameter groups, not {len(groups)}: it is of another model")
@@ -27,7 +28,7 @@ def loaded_groups(groups: list[Group], saved: list[Group], defaults: Mapping[str
             )
     kept = ("params", "param_names")
     return [
-        {**defaults, **{k: v for k, v in mine.items() if k in kept}, **{k: v for k, v in theirs.items() if k != "params"}}
+        defaults | {k: mine[k] for k in kept if k in mine} | plain({k: v for k, v in theirs.items() if k != "params"})
         for mine, theirs in zip(groups, saved, strict=True)
     ]
 

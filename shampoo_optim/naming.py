@@ -4,8 +4,6 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from torch import Tensor
-
 _FINAL = {
     "velocity": "momentum",
     "average": "filtered",
@@ -26,12 +24,6 @@ def parameter_name(groups: Sequence[Mapping[str, Any]], number: int, index: int)
     if any(name in group.get("param_names", ()) for group in groups[:number]):
         return f"{number}.{index}.{name}"
     return str(name) if names.index(name) == index else f"{index}.{name}"
-
-
-def first_parameter(groups: Iterable[Mapping[str, Any]]) -> Tensor:
-    """Some parameter: the first of the first group that has any."""
-    found: Tensor = next(param for group in groups for param in group["params"])
-    return found
 
 
 def readable(paths: Iterable[str]) -> dict[str, str]:

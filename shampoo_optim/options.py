@@ -116,10 +116,11 @@ SHAPING = (
 )
 
 _DTYPES = ("root_inv_dtype", "preconditioner_dtype", "root_dtype", "state_dtype")
+_NUMBERS = ("lr", "weight_decay", "momentum", "grafting_beta2")
 
 
 def plain(options: Mapping[str, Any]) -> dict[str, Any]:
-    """The options with enums and dtypes as their names."""
+    """The options with enums and dtypes as their names, and numbers of numpy as Python's."""
     return {name: _plain(name, value) for name, value in options.items()}
 
 
@@ -134,7 +135,10 @@ def scalar(name: str, value: Any) -> Any:
 
 
 def _plain(name: str, value: Any) -> Any:
+    value = _native(value)
     scalar(name, value)  # kept as it is, since schedulers write into the tensor that they were given
+    if name in _NUMBERS or (name == "beta3" and value is not None):
+        _check_number(name, value)
     if name == "grafting_type":
         known = list(GraftingType.__members__)
         written = value.name if isinstance(value, GraftingType) else value
@@ -143,10 +147,23 @@ def _plain(name: str, value: Any) -> Any:
         return written.upper()
     if name == "betas":
         require(isinstance(value, tuple | list) and len(value) == 2, name, value, "a pair (beta1, beta2)")
-        return tuple(value)
-    if name in _DTYPES:
-        return str(value).removeprefix("torch.") if isinstance(value, torch.dtype) else value
+        pair = tuple(map(_native, value))
+        for place, beta in enumerate(pair):
+            _check_number(f"betas[{place}]", beta)
+        return pair
+    if name in _DTYPES and isinstance(value, torch.dtype | str):
+        return str(value).removeprefix("torch.")
     if name in ("root_inv_method", "large_dim_method"):
         written = value.name if isinstance(value, Enum) else value
         return written.lower() if isinstance(written, str) else written
     return value
+
+
+def _native(value: Any) -> Any:
+    # `torch.load(weights_only=True)` does not know numpy's own
+    return value if isinstance(value, Tensor) or getattr(value, "shape", None) != () else value.item()
+
+
+def _check_number(field: str, value: Any) -> None:
+    numeric = isinstance(value, Real | Tensor) and not isinstance(value, bool)
+    require(numeric, field, value, "a number or a 0-d tensor; use a torch.optim.lr_scheduler for a schedule")

@@ -1,6 +1,6 @@
 """Where the work of a step is done: here, or spread over processes."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Protocol
 
@@ -42,8 +42,12 @@ class Placement(Protocol):
     def finish(self, works: Sequence[Work]) -> None:
         """After all updates are computed: see that every parameter gets its own."""
 
-    def together(self) -> AbstractContextManager[None]:
-        """Around a step: what all processes must know of each other before it, and what went wrong in it on one of them."""
+    def together(self, prepare: Callable[[], list[Work]], base: Config | None) -> AbstractContextManager[list[Work]]:
+        """Around the step of the works that `prepare` makes: what all processes must know of each other before it, and what
+        went wrong, in it or in making them, on one of them."""
+
+    def renewed(self) -> "Placement":
+        """Itself, or another in its place where its process group is no more. RuntimeError if no other can be."""
 
     def shown(self, states: States, base: Config | None) -> States:
         """The states of all parameters as `state_dict` has them: those of the optimizer of one process."""
@@ -71,8 +75,11 @@ class Local:
         for work in works:
             work.sink.finish()
 
-    def together(self) -> AbstractContextManager[None]:
-        return nullcontext()
+    def together(self, prepare: Callable[[], list[Work]], base: Config | None) -> AbstractContextManager[list[Work]]:
+        return nullcontext(prepare())
+
+    def renewed(self) -> Placement:
+        return self
 
     def shown(self, states: States, base: Config | None) -> States:
         return states

@@ -1,6 +1,6 @@
 """The optimizer: groups of parameters, and one step of each; everything it knows is in `param_groups` and `state`."""
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Hashable, Iterator, Mapping
 from copy import deepcopy
 from typing import Any, Unpack, overload
 
@@ -11,32 +11,38 @@ from torch.optim.optimizer import Optimizer, ParamsT
 
 from shampoo_fn import Config
 from shampoo_fn.validate import require
-from shampoo_optim.configuration import configured, rate_of, structure, values
+from shampoo_optim.configuration import configured, initial_rate, structure, values
+from shampoo_optim.groups import by_device, params_of
 from shampoo_optim.loading import loaded_groups, loaded_state
 from shampoo_optim.migrate import options_like
 from shampoo_optim.naming import parameter_name
 from shampoo_optim.options import DEFAULTS, Options, plain
 from shampoo_optim.placement import Distribution, Local, Placement
+from shampoo_optim.settling import settled
 from shampoo_optim.stepping import step
 from shampoo_optim.storage import Members, Storage
 from shampoo_optim.work import Work
 
 CACHE = "_storages"  # not pickled, not copied, rebuilt when needed
+SETTLED = "_settled"  # likewise: the options of each group at the last step
 PLACEMENT = "_placement"  # likewise
 DISTRIBUTION = "_distribution"  # absent for one process
 
 
 class Shampoo(Optimizer):
-    """Shampoo with grafting, as `torch.optim.AdamW` is used: `Shampoo(model.parameters(), lr=0.01, weight_decay=0.1)`.
+    """Shampoo with grafting, like `torch.optim.AdamW`: `Shampoo(model.named_parameters(), lr=0.01, weight_decay=0.1)`.
 
     Options (`options.Options`, with their defaults in `options.DEFAULTS`) hold for all groups that do not say otherwise, and
-    are read from the group at every step: changing `param_groups[0]["lr"]` takes effect at once. Those that shape the state
-    (`options.SHAPING`, and whether betas[0], momentum are 0 and betas[1] is 1) raise if changed once there is a state.
-    Alternatively `config`, any `shampoo_fn.Config`, says everything; groups then have `lr`, `maximize` and `compile` alone.
-    `distributed` spreads the work over processes: a `Distribution`, such as `distributed.Scattered()`.
+    are read from the group at every step: `param_groups[0]["lr"] = 0.1` takes effect at once, as if it had been given so. Those
+    that shape the state (`options.SHAPING`, and whether betas[0], momentum are 0 and betas[1] is 1) raise if changed once there
+    is a state. Alternatively `config`, any `shampoo_fn.Config`, says everything; groups then have `lr`, `maximize`, `compile`
+    alone. `distributed` spreads the work over processes: a `Distribution`, such as `distributed.Scattered()`.
 
-    `state[p]` is a dict of named tensors, see `entries.py`. Name the parameters (`model.named_parameters()`) and embeddings
-    are recognised by `diagonal`. Raises ValueError with the option's name, value and what is allowed.
+    Pass `model.named_parameters()`, not `model.parameters()`: embeddings and output heads, which do better by the diagonal
+    method, are found by their names alone (the globs of `diagonal`). Without names they get Kronecker factors like any other
+    matrix, and nothing says so; then give them a group of their own: `{"params": [model.embed.weight], "diagonal": "*"}`.
+
+    `state[p]` is a dict of named tensors, see `entries.py`. ValueErrors tell the option's name, value and what is allowed.
     """
 
     def __init__(
@@ -48,7 +54,7 @@ class Shampoo(Optimizer):
         distributed: Distribution | None = None,
         **options: Unpack[Options],
     ) -> None:
-        known = DEFAULTS if config is None else {"lr": _initial_rate(config), "maximize": False, "compile": False}
+        known = DEFAULTS if config is None else {"lr": initial_rate(config), "maximize": False, "compile": False}
         for name in options:
             if name not in known:
                 where = "with config= the config says it" if config and name in DEFAULTS else f"known are {', '.join(known)}"
@@ -98,39 +104,53 @@ class Shampoo(Optimizer):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        with torch.no_grad(), self.placement.together():
-            works = list(self._works())
+        with torch.no_grad(), self.placement.together(self._works, self._base) as works:
             step(works, self.placement)
             for work in works:
                 work.storage.let_go()
         return loss
 
-    def _works(self) -> Iterator[Work]:
+    def _works(self) -> list[Work]:
         for gone in [key for key in self.__dict__.get(CACHE, {}) if key[0] >= len(self.param_groups)]:
             del self.__dict__[CACHE][gone]
-        for number, group in enumerate(self.param_groups):
-            for storage, params in self.storages(number, group):
-                yield self.placement.work(storage, params, maximize=group["maximize"])
+        self.__dict__[SETTLED] = settled(self.param_groups, self.__dict__.get(SETTLED, ()), self._base)
+        return [
+            self.placement.work(storage, params, maximize=group["maximize"])
+            for number, group in enumerate(self.param_groups)
+            for storage, params in self.storages(number, group)
+        ]
 
     @property
     def placement(self) -> Placement:
-        """Where the work of this optimizer is done."""
+        """Where the work of this optimizer is done; made anew where its process group was."""
         if DISTRIBUTION not in self.__dict__:
             return Local()
-        if PLACEMENT not in self.__dict__:
-            self.__dict__[PLACEMENT] = self.__dict__[DISTRIBUTION].place(self.param_groups)
-        placement: Placement = self.__dict__[PLACEMENT]
+        before: Placement | None = self.__dict__.get(PLACEMENT)
+        placement = self.__dict__[DISTRIBUTION].place(self.param_groups) if before is None else before.renewed()
+        if placement is not before:
+            self.__dict__[PLACEMENT] = placement
+            self.__dict__.pop(CACHE, None)
         return placement
 
     def storages(self, number: int, group: dict[str, Any]) -> Iterator[tuple[Storage, list[Tensor]]]:
         """The stacked state of a group, device by device, and its parameters: those with a gradient or a state."""
         # a parameter of no elements is nothing to optimize, a frozen one gets no state
-        active = [p for p in dict.fromkeys(group["params"]) if (p.grad is not None or self.state.get(p)) and p.numel()]
-        for device in dict.fromkeys(p.device for p in active):
-            params = [p for p in active if p.device == device]
+        active = [p for p in group["params"] if (p.grad is not None or self.state.get(p)) and p.numel()]
+        for device, params in by_device(active).items():
             storage = self._storage(number, group, params, device)
             storage.turn_dials(group)
             yield storage, params
+
+    def held(self) -> Iterator[tuple[Storage, Mapping[str, Any]]]:
+        """The stacked state that there is, and its group, for a look: a copy where the next step would stack it anew."""
+        for number, group in enumerate(self.param_groups):
+            for device, params in by_device(p for p in group["params"] if self.state.get(p)).items():
+                storage, states = self.__dict__.get(CACHE, {}).get((number, device)), [self.state[p] for p in params]
+                if storage is None or not storage.current(params, states, storage.key):
+                    copies = [dict(each) for each in states]
+                    storage = self.placement.storage(self._members(number, group, params, copies, structure(group)))
+                    storage.turn_dials(group)
+                yield storage, group
 
     def _storage(self, number: int, group: dict[str, Any], params: list[Tensor], device: torch.device) -> Storage:
         storages: dict[Any, Storage] = self.__dict__.setdefault(CACHE, {})
@@ -140,12 +160,17 @@ class Shampoo(Optimizer):
             return before
         if before is not None and any(states) and not {*map(id, before.params)}.isdisjoint(map(id, params)):
             before.check_shape(group)
-        place = {p: i for i, p in reversed(list(enumerate(group["params"])))}
-        named = {parameter_name(self.param_groups, number, place[p]): p for p in params}
-        storage = storages[number, device] = self.placement.storage(Members(named, states, group, self._base, key))
+        storage = storages[number, device] = self.placement.storage(self._members(number, group, params, states, key))
         if before is not None and before.key == key:
             storage.graphs = before.graphs  # of the same transforms, whatever parameters they serve
         return storage
+
+    def _members(
+        self, number: int, group: dict[str, Any], params: list[Tensor], states: list[dict[str, Any]], key: Hashable
+    ) -> Members:
+        place = {p: i for i, p in reversed(list(enumerate(group["params"])))}
+        named = {parameter_name(self.param_groups, number, place[p]): p for p in params}
+        return Members(named, states, group, self._base, key)
 
     @property
     def _base(self) -> Config | None:
@@ -171,7 +196,7 @@ class Shampoo(Optimizer):
         saved = deepcopy(state_dict["param_groups"])
         options = {name: value for name, value in self.defaults.items() if name != "config"}
         groups = loaded_groups(self.param_groups, saved, options)
-        owners = dict(zip(_members(saved), _members(groups), strict=True))
+        owners = dict(zip(params_of(saved), params_of(groups), strict=True))
         state: dict[Any, Any] = {}
         for key, value in state_dict["state"].items():
             state[owners.get(key, key)] = value if key in owners else deepcopy(value)
@@ -198,13 +223,3 @@ class Shampoo(Optimizer):
             for name, value in self.defaults.items():
                 if name != "config":
                     group.setdefault(name, value)
-
-
-def _initial_rate(config: Config) -> Any:
-    rate = rate_of(config)
-    return 1.0 if callable(rate) else rate
-
-
-def _members(groups: Iterable[Mapping[str, Any]]) -> Iterator[Any]:
-    for group in groups:
-        yield from group["params"]

@@ -8,7 +8,7 @@ change with the number of ranks, and so it has a trajectory and a checkpoint of 
 Over a mesh of two dimensions (HSDP: replicate, shard) every replica does the same work: nothing travels between replicas.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from weakref import WeakKeyDictionary
@@ -30,7 +30,7 @@ from shampoo_optim.distributed.routing import Lists, exchange
 from shampoo_optim.distributed.shards import check_shards, mesh_of
 from shampoo_optim.distributed.shares import Shares
 from shampoo_optim.distributed.trip import Trip, joined
-from shampoo_optim.naming import first_parameter
+from shampoo_optim.groups import first_parameter
 from shampoo_optim.placement import Groups, Local, Placement, States
 from shampoo_optim.storage import Members, Storage
 from shampoo_optim.work import Work
@@ -70,7 +70,6 @@ class ExactShards:
         self._shares = Shares(groups, self._peers)
         self._known: WeakKeyDictionary[Storage, dict[tuple[str, ...], tuple[Sequence[Outline], Passages]]] = WeakKeyDictionary()
         self._trips: list[Trip] = []  # of the present step, until its updates are sent
-        self._failure: Exception | None = None
         self._here = Local()  # takes the roots of the blocks that are here
 
     def storage(self, members: Members) -> Storage:
@@ -79,13 +78,8 @@ class ExactShards:
     def work(self, storage: Storage, params: Sequence[Tensor], *, maximize: bool) -> Work:
         present = {n: p for n, p in zip(storage.names, params, strict=True) if p.grad is not None and isinstance(p, DTensor)}
         each, passages = self._routes(storage, tuple(present))
-        config = storage.config
-        try:
-            check_shards(present, config)
-        except (TypeError, FloatingPointError) as error:  # of this rank's shard only: raised once all are waited for
-            self._failure = error
         box = Outbox(each, self._peers.rank, params[0].device)
-        trip = Trip(present, passages, box, self._dtype, reads_params=config.transform.reads_params)
+        trip = Trip(present, passages, box, self._dtype, reads_params=storage.config.transform.reads_params)
         self._trips.append(trip)
         return Work(storage, storage.chunks(present), trip.grads, trip.params, box, maximize)
 
@@ -95,8 +89,8 @@ class ExactShards:
         exchange(*joined([trip.out() for trip in self._trips]), self._peers)
         for trip in self._trips:
             trip.arrived()
-        if self._failure is not None:
-            raise self._failure
+        for work in works:
+            check_shards(work.storage)
         return self._here.due(works)
 
     def refresh(self, works: Sequence[Work]) -> None:
@@ -106,9 +100,13 @@ class ExactShards:
         for trip in self._returned(None):
             trip.move()
 
-    def together(self) -> AbstractContextManager[None]:
-        self._trips, self._failure = [], None
-        return together(self._peers, self._groups, self._returned)
+    def together(self, prepare: Callable[[], list[Work]], base: Config | None) -> AbstractContextManager[list[Work]]:
+        self._trips = []
+        return together(self._peers, self._groups, base, prepare, self._returned)
+
+    def renewed(self) -> "ExactShards":
+        self._peers.renewed()
+        return self
 
     def shown(self, states: States, base: Config | None) -> States:
         return self._shares.shown(states, base, self._mesh)

@@ -1,23 +1,28 @@
 """A step that all ranks take or none: they compare what they are about to do, and a failure on one of them is raised on all.
 
-Before a step a digest travels of the parameters, options, and which of them have gradients. With what the step computes, a byte
-travels that says whether it failed. Parameters move after that, so that they are as before the step where it did.
+Before a step a digest travels of the parameters, options, and which of them have gradients, or word that a rank could not get
+ready. With what the step computes, a byte travels that says whether it failed. Parameters move after that, so that they are as
+before the step where it did.
 """
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from torch import Tensor
 
+from shampoo_fn import Config
 from shampoo_optim.configuration import structure, values
 from shampoo_optim.distributed.agreement import check_same, described, digest
+from shampoo_optim.distributed.digest import canonical
 from shampoo_optim.distributed.peers import Peers, RanksLost
-from shampoo_optim.naming import first_parameter
+from shampoo_optim.groups import first_parameter
 from shampoo_optim.placement import Groups
+from shampoo_optim.work import Work
 
 STATUS = 16  # bytes before what travels; the first is 0 for a good step
+UNREADY = bytes(32)  # for the digest of a rank that has none
 
 
 class StepFailed(RuntimeError):
@@ -25,11 +30,19 @@ class StepFailed(RuntimeError):
 
 
 @contextmanager
-def together(peers: Peers, groups: Groups, tell: Callable[[Exception], object]) -> Iterator[None]:
-    """Around a step: `tell` the other ranks of what is raised in it."""
-    _compare(peers, groups)
+def together(
+    peers: Peers, groups: Groups, base: Config | None, prepare: Callable[[], list[Work]], tell: Callable[[Exception], object]
+) -> Iterator[list[Work]]:
+    """Around the step of the works that `prepare` makes here: `tell` the other ranks of what is raised in it."""
+    works, mine, failure = list[Work](), UNREADY, None
     try:
-        yield
+        works = prepare()
+        mine = digest([base, *map(_facts, groups)])
+    except Exception as error:  # noqa: BLE001  # whatever it is, the other ranks wait for this one, and are told
+        failure = error
+    _compare(peers, groups, base, mine, failure)
+    try:
+        yield works
     except (StepFailed, RanksLost):  # all know, or none can be told
         raise
     except Exception as error:
@@ -40,17 +53,25 @@ def together(peers: Peers, groups: Groups, tell: Callable[[Exception], object]) 
 def check_statuses(peers: Peers, statuses: Tensor, failure: Exception | None) -> None:
     """Raise StepFailed on every rank if the status of any is not 0. Collective in that case only."""
     if bool(statuses.any()):
-        texts = peers.gather_objects(None if failure is None else f"{type(failure).__name__}: {failure}")
-        failed = "; ".join(f"rank {rank}: {text}" for rank, text in enumerate(texts) if text is not None)
-        raise StepFailed(f"the step failed on {failed}. No parameter has moved; the state has, so resume from a checkpoint")
+        _refuse(peers, failure, "No parameter has moved; the state has, so resume from a checkpoint")
 
 
-def _compare(peers: Peers, groups: Groups) -> None:
-    """Refuse a step that would be another one on another rank: RuntimeError on every rank, naming rank and parameter."""
+def _refuse(peers: Peers, failure: Exception | None, then: str) -> NoReturn:
+    texts = peers.gather_objects(None if failure is None else f"{type(failure).__name__}: {failure}")
+    failed = "; ".join(f"rank {rank}: {text}" for rank, text in enumerate(texts) if text is not None)
+    raise StepFailed(f"the step failed on {failed}. {then}") from failure
+
+
+def _compare(peers: Peers, groups: Groups, base: Config | None, mine: bytes, failure: Exception | None) -> None:
+    """Refuse a step that would be another one, or none, on another rank: RuntimeError on all, naming rank and parameter."""
     device = peers.device(first_parameter(groups).device)
-    mine = torch.tensor(list(digest([_facts(group) for group in groups])), dtype=torch.uint8, device=device)
-    digests = [bytes(row) for row in peers.gather(mine)().tolist()]
-    check_same(peers, digests, lambda: described(groups))
+    sent = torch.tensor(list(mine), dtype=torch.uint8, device=device)
+    digests = [bytes(row) for row in peers.gather(sent)().tolist()]
+    if failure is not None and {*digests} == {UNREADY}:
+        raise failure  # as in one process
+    if UNREADY in digests:
+        _refuse(peers, failure, "It was not begun: nothing has moved")
+    check_same(peers, digests, lambda: {"the optimizer": {"config": canonical(base)}} | described(groups))
 
 
 def _facts(group: Mapping[str, Any]) -> list[Any]:

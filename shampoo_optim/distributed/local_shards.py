@@ -4,7 +4,7 @@ A checkpoint holds, for each entry of a parameter, the entries of all shards as 
 padded to the largest; the entry's name says how many shards there are, since no other number of them can use it.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import Any
 
@@ -20,9 +20,9 @@ from shampoo_optim.distributed.peers import Peers
 from shampoo_optim.distributed.shards import local
 from shampoo_optim.distributed.shares import named
 from shampoo_optim.entries import as_tensor, check_entries
+from shampoo_optim.groups import first_parameter
 from shampoo_optim.loading import fitting
 from shampoo_optim.loading import whole as whole_entry
-from shampoo_optim.naming import first_parameter
 from shampoo_optim.placement import Groups, Local, States
 from shampoo_optim.storage import Members, Storage, whole
 from shampoo_optim.work import Work, work_on
@@ -53,8 +53,12 @@ class LocalShards:
     def finish(self, works: Sequence[Work]) -> None:
         self._here.finish(works)
 
-    def together(self) -> AbstractContextManager[None]:
-        return self._here.together()
+    def together(self, prepare: Callable[[], list[Work]], base: Config | None) -> AbstractContextManager[list[Work]]:
+        return self._here.together(prepare, base)
+
+    def renewed(self) -> "LocalShards":
+        self._peers.renewed()
+        return self
 
     def shown(self, states: States, base: Config | None) -> States:
         params = {(number, name): p for number in range(len(self._groups)) for name, p in named(self._groups, number).items()}

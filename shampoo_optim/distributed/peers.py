@@ -32,6 +32,7 @@ class Peers(NamedTuple):
     rank: int
     size: int
     backends: str  # of the group, by device type: "cpu:gloo,cuda:nccl"
+    given: bool = False  # the group, instead of taking the default one
 
     @staticmethod
     def of(process_group: dist.ProcessGroup | None) -> "Peers":
@@ -45,7 +46,18 @@ class Peers(NamedTuple):
         rank = dist.get_rank(group)
         if group is None or rank < 0:
             raise ValueError("process_group: this process is not a member; pass a group that it belongs to, or None for all")
-        return Peers(group, rank, dist.get_world_size(group), dist.get_backend_config(group))
+        return Peers(group, rank, dist.get_world_size(group), dist.get_backend_config(group), process_group is not None)
+
+    def renewed(self) -> "Peers":
+        """Itself, or after `destroy_process_group` the ranks of the default group that there is now. RuntimeError if given."""
+        if self.group is None or _stands(self.group):
+            return self
+        if self.given:
+            raise RuntimeError(
+                "the process group of this optimizer, given as process_group= or by the mesh of the parameters, was destroyed: "
+                "make the optimizer anew over another, and load a checkpoint; without process_group= it finds the default group"
+            )
+        return Peers.of(None)
 
     def device(self, wanted: torch.device) -> torch.device:
         """Where bytes from `wanted` set out: there, if the group has a backend for it that is not gloo, else the CPU."""
@@ -100,6 +112,13 @@ class Peers(NamedTuple):
         everything: list[Any] = [None] * self.size
         _named(lambda: dist.all_gather_object(everything, mine, self.group))
         return everything
+
+
+def _stands(group: dist.ProcessGroup) -> bool:
+    try:
+        return dist.get_rank(group) >= 0
+    except ValueError:  # torch's word for a group that it does not know any more
+        return False
 
 
 class RanksLost(RuntimeError):

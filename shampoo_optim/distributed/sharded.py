@@ -6,7 +6,7 @@ travelled, the owner's own included, so that they are the same to the bit everyw
 Rajbhandari et al. 2020, arXiv 1910.02054, section 5.1; Anil et al. 2020, arXiv 2002.09018, spread blocks in this way.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from weakref import WeakKeyDictionary
@@ -25,7 +25,7 @@ from shampoo_optim.distributed.outline import Outbox, Outline, outlines, size_of
 from shampoo_optim.distributed.ownership import Ownership
 from shampoo_optim.distributed.peers import OfGroup, Peers
 from shampoo_optim.distributed.shares import Shares, shares
-from shampoo_optim.naming import first_parameter
+from shampoo_optim.groups import first_parameter
 from shampoo_optim.placement import Groups, Local, Placement, States
 from shampoo_optim.storage import Members, Storage, check_undivided
 from shampoo_optim.work import Whole, Work, local_work
@@ -68,7 +68,6 @@ class OwnBlocks:
         self._shares = Shares(groups, peers)
         self._known: WeakKeyDictionary[Storage, dict[tuple[str, ...], Sequence[Outline]]] = WeakKeyDictionary()
         self._boxes: Sequence[Outbox] = ()  # of the present step, until they have been sent
-        self._failure: Exception | None = None
         self._here = Local()  # takes the roots of the blocks that are here
 
     def storage(self, members: Members) -> Storage:
@@ -76,19 +75,12 @@ class OwnBlocks:
         return self._shares.storage(members)
 
     def work(self, storage: Storage, params: Sequence[Tensor], *, maximize: bool) -> Work:
-        named = dict(zip(storage.names, params, strict=True))
-        present = [name for name, param in named.items() if param.grad is not None]
+        present = [name for name, param in zip(storage.names, params, strict=True) if param.grad is not None]
         sink = Outbox(self._outlines(storage, tuple(present)), self._peers.rank, params[0].device)
-        try:
-            return local_work(storage, params, maximize=maximize)._replace(sink=sink)
-        except (TypeError, FloatingPointError) as error:
-            self._failure = error  # of a gradient of this rank only, perhaps: raised once nobody waits
-            return Work(storage, (), Whole({}, {}), Whole(named, storage.plan.merged), sink, maximize)
+        return local_work(storage, params, maximize=maximize)._replace(sink=sink)
 
     def due(self, works: Sequence[Work]) -> bool:
         self._boxes = [box for work in works if isinstance(box := work.sink, Outbox)]
-        if self._failure is not None:
-            raise self._failure
         return self._here.due(works)
 
     def refresh(self, works: Sequence[Work]) -> None:
@@ -104,9 +96,19 @@ class OwnBlocks:
                     writer.put(span.regions, span.of(row))
             writer.finish()
 
-    def together(self) -> AbstractContextManager[None]:
-        self._boxes, self._failure = (), None
-        return together(self._peers, self._groups, self._gathered)
+    def together(self, prepare: Callable[[], list[Work]], base: Config | None) -> AbstractContextManager[list[Work]]:
+        self._boxes = ()
+        return together(self._peers, self._groups, base, prepare, self._gathered)
+
+    def renewed(self) -> Placement:
+        peers = self._peers.renewed()
+        if (peers.rank, peers.size) != (self._peers.rank, self._peers.size):
+            raise RuntimeError(
+                f"the process group was made anew, and what was rank {self._peers.rank} of {self._peers.size} is rank "
+                f"{peers.rank} of {peers.size}: it holds the state of other blocks than it would own. Make the optimizer anew, "
+                "and load a checkpoint, which any number of ranks can"
+            )
+        return self if peers is self._peers else OwnBlocks(self._groups, peers, self._dtype)
 
     def shown(self, states: States, base: Config | None) -> States:
         return self._shares.shown(states, base, self._mesh())

@@ -4,7 +4,6 @@ Merging keeps the order of the elements, and only whole dimensions go together. 
 rows of the merged shape, and a box of it like every block.
 """
 
-from collections.abc import Mapping
 from math import prod
 from typing import Any
 
@@ -12,11 +11,11 @@ from torch import Tensor
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.tensor import DTensor, Replicate, Shard
 
-from shampoo_fn import Config
 from shampoo_fn.blocking import Region
 from shampoo_optim.distributed.boxes import Box, chunk_of, rows_box
 from shampoo_optim.distributed.shares import named
 from shampoo_optim.placement import Groups
+from shampoo_optim.storage import Storage
 
 
 def mesh_of(groups: Groups) -> DeviceMesh:
@@ -40,10 +39,10 @@ def mesh_of(groups: Groups) -> DeviceMesh:
     return mesh
 
 
-def check_shards(params: Mapping[str, DTensor], config: Config) -> None:
+def check_shards(storage: Storage) -> None:
     """Refuse gradients that the config does not allow, as far as this rank sees them."""
-    for name, param in params.items():
-        if config.nonfinite == "raise" and not bool(local(param.grad, param).isfinite().all()):
+    for name, param in zip(storage.names, storage.params, strict=True) if storage.config.nonfinite == "raise" else ():
+        if isinstance(param, DTensor) and param.grad is not None and not bool(local(param.grad, param).isfinite().all()):
             raise FloatingPointError(f"gradient {name!r} is not finite; nonfinite='skip' would leave its block out instead")
 
 

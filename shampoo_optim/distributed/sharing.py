@@ -23,7 +23,7 @@ from shampoo_optim.distributed.register import Register, Share
 from shampoo_optim.distributed.solving import Ask, asks, solve_into
 from shampoo_optim.distributed.tiles import Block, Tile
 from shampoo_optim.distributed.timetable import NOTES
-from shampoo_optim.placement import Groups, Local, States
+from shampoo_optim.placement import Groups, Local, Placement, States
 from shampoo_optim.refreshing import refresh_slots, refuse_failures
 from shampoo_optim.storage import Members, Storage
 from shampoo_optim.work import Work
@@ -63,8 +63,12 @@ class SharedRoots:
     def finish(self, works: Sequence[Work]) -> None:
         self._here.finish(works)
 
-    def together(self) -> AbstractContextManager[None]:
-        return self._here.together()
+    def together(self, prepare: Callable[[], list[Work]], base: Config | None) -> AbstractContextManager[list[Work]]:
+        return self._here.together(prepare, base)
+
+    def renewed(self) -> Placement:
+        peers = self._peers.renewed()
+        return self if peers is self._peers else SharedRoots(self._groups, peers, self._dtype, self._lag)
 
     def shown(self, states: States, base: Config | None) -> States:
         return self._here.shown(states, base)

@@ -97,6 +97,7 @@ def other(mode: str, option: str) -> tuple[int, str]:
     + [(mode, "order", "'one': place", 1) for mode in MODES]
     + [
         ("scattered", "config", "config", 1),
+        ("sharded", "config", "config", 1),
         ("scattered", "later", "options", 12),
         ("sharded", "later", "relative_epsilon", 3),
     ],

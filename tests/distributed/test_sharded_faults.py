@@ -11,6 +11,7 @@ import torch.distributed as dist
 
 from shampoo_optim import Shampoo
 from shampoo_optim.distributed import FullySharded, Scattered, Sharded
+from shampoo_optim.storage import Members, Storage
 from tests.distributed.sharding import MANY, SHAPES, give, hashed, model_for, optimizer_for, weights
 from tests.distributed.support import raced, spawned
 from tests.optim.support import grads_for, parameters
@@ -40,6 +41,18 @@ def scheduled(module: Any, optimizer: Shampoo, grads: Tensors) -> None:
     optimizer.param_groups[0]["lr"] = 0.1 + dist.get_rank()
 
 
+def foreign(module: Any, optimizer: Shampoo, grads: Tensors) -> None:
+    give(module, grads)
+    if dist.get_rank() == 1:
+        optimizer.state[module.second]["failures.1"] = torch.zeros(99)
+
+
+def mistyped(module: Any, optimizer: Shampoo, grads: Tensors) -> None:
+    give(module, grads)
+    if dist.get_rank() == 1:
+        optimizer.param_groups[0]["betas"] = (0.9,)
+
+
 def faults(mode: str, options: dict[str, Any], step: Step) -> tuple[str, bool]:
     """What the third step raises, and whether parameters are as they were before it."""
     module = model_for(mode)
@@ -62,6 +75,8 @@ FAULTS: list[tuple[dict[str, Any], Step, str]] = [
     ({"nonfinite": "raise"}, not_finite, "the step failed on rank 1: FloatingPointError: gradient 'second' is not finite"),
     ({"precondition_frequency": 1}, failing, "RuntimeError: parameter 'second': the inverse root of"),
     ({}, scheduled, "the ranks disagree on group 0: lr, rank 1: 1.1; rank 0: 0.1"),
+    ({}, foreign, "the step failed on rank 1: ValueError: parameter 'second': its state has 'failures.1' of shape (99,)"),
+    ({}, mistyped, "the step failed on rank 1: ValueError: betas=(0.9,): must be a pair"),
 ]
 
 
@@ -74,6 +89,54 @@ def test_a_fault_of_one_rank_is_raised_on_all() -> None:
         for (said, kept), (*_, wanted) in zip(of_rank, FAULTS * 2, strict=True):
             assert wanted in said
             assert kept
+
+
+def unbuilt(mode: str, ranks: tuple[int, ...]) -> tuple[str, list[str]]:
+    """Some ranks have no memory for their state at the first step; what is said, and hashes of two steps with enough of it."""
+    module = model_for(mode)
+    optimizer = optimizer_for(mode, module)
+    first, second = grads_for(parameters(shapes=SHAPES), 2)
+    build, said, hashes = optimizer.placement.storage, "", []
+
+    def exhausted(members: Members) -> Storage:
+        raise MemoryError("no memory for the state")
+
+    if dist.get_rank() in ranks:
+        optimizer.placement.storage = exhausted  # type: ignore[method-assign]
+    give(module, first)
+    try:
+        optimizer.step()
+    except (RuntimeError, MemoryError) as error:
+        said = f"{type(error).__name__}: {error}"
+    optimizer.placement.storage = build  # type: ignore[method-assign]
+    for grads in (first, second):
+        give(module, grads)
+        optimizer.step()
+        hashes.append(hashed(weights(module)))
+    return said, hashes
+
+
+def undisturbed() -> list[str]:
+    module = model_for("single")
+    optimizer = optimizer_for("single", module)
+    hashes = []
+    for grads in grads_for(parameters(shapes=SHAPES), 2):
+        give(module, grads)
+        optimizer.step()
+        hashes.append(hashed(weights(module)))
+    return hashes
+
+
+@pytest.mark.parametrize("mode", ["sharded", "exact"])
+def test_state_that_one_rank_cannot_build_is_an_error_on_all_and_the_step_can_be_taken_again(mode: str) -> None:
+    start, wanted = time.monotonic(), undisturbed()
+    for said, hashes in spawned(unbuilt, 2, mode, (1,)):
+        assert said.startswith("StepFailed: the step failed on rank 1: MemoryError: no memory for the state. It was not begun")
+        assert hashes == wanted
+    for said, hashes in spawned(unbuilt, 2, mode, (0, 1)):
+        assert said == "MemoryError: no memory for the state"  # as in one process
+        assert hashes == wanted
+    assert time.monotonic() - start < 15
 
 
 def lone_nan() -> tuple[str, bool]:

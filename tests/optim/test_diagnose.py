@@ -1,5 +1,7 @@
 """`diagnose(optimizer)`: a row per parameter, printed, as a dict, and as a figure."""
 
+from math import isfinite
+
 import pytest
 import torch
 
@@ -40,6 +42,63 @@ def test_it_prints_a_table() -> None:
 
 def test_before_the_first_step_there_is_nothing_to_tell() -> None:
     assert diagnose(Shampoo(parameters().values())).as_dict() == {}
+
+
+def test_before_the_first_step_it_creates_nothing() -> None:
+    params = parameters()
+    optimizer = Shampoo(params.values())
+    for param, grad in zip(params.values(), grads_for(params, 1)[0].values(), strict=True):
+        param.grad = grad
+    assert diagnose(optimizer).as_dict() == {}
+    assert not optimizer.state
+
+
+@pytest.mark.parametrize("broken", [torch.nan, torch.inf, 1e30])  # of the last, the square overflows
+@pytest.mark.parametrize("nonfinite", ["raise", "skip", "propagate"])
+def test_a_gradient_that_is_not_finite_is_no_reason_to_raise(nonfinite: str, broken: float) -> None:
+    params = parameters()
+    optimizer = Shampoo(params.items(), nonfinite=nonfinite)
+    walk(optimizer, params, grads_for(params, 2))
+    assert params["first"].grad is not None
+    params["first"].grad[0, 0] = broken
+    told = diagnose(optimizer).as_dict()
+    assert isfinite(told["first"]["graft ratio"] or 0.0)  # what the filter still holds, or nothing
+    assert told["second"]["graft ratio"] > 0
+    if nonfinite == "raise":
+        with pytest.raises(FloatingPointError, match="first"):
+            optimizer.step()
+        assert diagnose(optimizer).as_dict() == told
+
+
+def test_after_a_first_step_that_raised() -> None:
+    params = parameters()
+    optimizer = Shampoo(params.items(), nonfinite="raise")
+    (grads,) = grads_for(params, 1)
+    grads["first"][0, 0] = torch.nan
+    with pytest.raises(FloatingPointError, match="first"):
+        walk(optimizer, params, [grads])
+    assert {row["step"] for row in diagnose(optimizer).rows} == {0}
+
+
+def test_of_a_state_that_was_loaded_it_leaves_the_very_tensors() -> None:
+    params, twins = parameters(), parameters()
+    optimizer, other = (Shampoo(each.items(), max_preconditioner_dim=4) for each in (params, twins))
+    walk(optimizer, params, grads_for(params, 3))
+    other.load_state_dict(optimizer.state_dict())
+    for param, twin in zip(params.values(), twins.values(), strict=True):
+        twin.grad = param.grad
+    held = {param: dict(entries) for param, entries in other.state.items()}
+    assert diagnose(other).as_dict() == diagnose(optimizer).as_dict()
+    assert all(other.state[param][name] is value for param, entries in held.items() for name, value in entries.items())
+
+
+def test_options_that_the_next_step_refuses_are_not_its_business() -> None:
+    params = parameters()
+    optimizer = Shampoo(params.items())
+    walk(optimizer, params, grads_for(params, 1))
+    told = diagnose(optimizer).as_dict()
+    optimizer.param_groups[0]["betas"] = (0.9,)
+    assert diagnose(optimizer).as_dict() == told
 
 
 def test_it_plots() -> None:

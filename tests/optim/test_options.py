@@ -1,7 +1,9 @@
 """Every option of a group, changed between steps: it takes effect at once, at the next roots, or raises."""
 
+import io
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -152,6 +154,100 @@ def test_a_wrong_value_is_refused_when_it_is_given(option: str, value: Any) -> N
     with pytest.raises(ValueError, match="must be"):
         optimizer.add_param_group({"params": params[:1], option: value})
     assert len(optimizer.param_groups) == 1
+
+
+@pytest.mark.parametrize(
+    ("option", "value"),
+    [
+        ("lr", np.float64(0.2)),
+        ("betas", [0.7, 0.8]),
+        ("betas", (np.float32(0.7), np.float64(0.8))),
+        ("beta3", np.float32(0.5)),
+        ("epsilon", np.float32(0.1)),
+        ("precondition_frequency", np.int64(2)),
+        ("staggered", np.bool_(True)),
+        ("grafting_type", GraftingType.ADAM),
+        ("grafting_type", "adam"),
+        ("preconditioner_dtype", torch.float64),
+        ("preconditioner_dtype", "torch.float64"),
+        ("root_inv_dtype", torch.float32),
+        ("root_inv_method", "MINIMAX"),
+        ("diagonal", ["*first*"]),
+    ],
+)
+def test_what_is_written_into_a_group_means_what_it_does_as_an_argument(option: str, value: Any) -> None:
+    params, twins, thirds = parameters(), parameters(), parameters()
+    given = Shampoo(params.items(), **OPTIONS | {option: value})
+    written = Shampoo(twins.items(), **OPTIONS)
+    again = Shampoo(thirds.items(), **OPTIONS | {option: value})
+    written.param_groups[0][option] = value
+    grads = grads_for(params, 4)
+    walk(given, params, grads)
+    walk(written, twins, grads)
+    walk(again, thirds, grads[:2])
+    again.param_groups[0][option] = value
+    walk(again, thirds, grads[2:])
+    wanted = snapshot(params, given)
+    for optimizer, own in ((written, twins), (again, thirds)):
+        assert all(torch.equal(each, wanted[name]) for name, each in snapshot(own, optimizer).items())
+        assert repr(optimizer.param_groups[0][option]) == repr(given.param_groups[0][option])
+        buffer = io.BytesIO()
+        torch.save(optimizer.state_dict()["param_groups"], buffer)
+        buffer.seek(0)
+        torch.load(buffer, weights_only=True)
+
+
+@pytest.mark.parametrize(
+    ("option", "value"),
+    [
+        ("lr", "0.1"),
+        ("lr", None),
+        ("betas", (0.9,)),
+        ("betas", 0.9),
+        ("betas", (1.5, 0.9)),
+        ("betas", (0.9, "0.9")),
+        ("weight_decay", lambda step: 0.1),
+        ("weight_decay", -0.1),
+        ("momentum", 1.0),
+        ("grafting_type", "ADAMW"),
+        ("root_inv_dtype", "float23"),
+        ("precondition_frequency", 2.0),
+        ("staggered", 1),
+        ("nonfinite", "ignore"),
+        ("maximize", "yes"),
+    ],
+)
+def test_what_the_constructor_refuses_is_refused_at_the_next_step(option: str, value: Any) -> None:
+    params = parameters()
+    optimizer = Shampoo(params.items(), **OPTIONS)
+    walk(optimizer, params, grads_for(params, 1))
+    before, right = snapshot(params, optimizer), optimizer.param_groups[0][option]
+    optimizer.param_groups[0][option] = value
+    for _ in range(2):
+        with pytest.raises(ValueError, match=rf"{option}.*=.*: must be"):
+            optimizer.step()
+    assert all(torch.equal(each, before[name]) for name, each in snapshot(params, optimizer).items())
+    optimizer.param_groups[0][option] = right
+    optimizer.step()
+
+
+def test_a_rate_that_a_schedule_rounded_below_zero_is_no_error() -> None:
+    params = parameters()
+    optimizer = Shampoo(params.items())
+    walk(optimizer, params, grads_for(params, 1))
+    optimizer.param_groups[0]["lr"] = -1e-18
+    optimizer.step()
+
+
+def test_a_config_takes_rates_of_numpy() -> None:
+    params = parameters()
+    optimizer = Shampoo(params.items(), config=shampoo())
+    optimizer.param_groups[0]["lr"] = np.float32(0.5)
+    walk(optimizer, params, grads_for(params, 1))
+    assert type(optimizer.param_groups[0]["lr"]) is float
+    optimizer.param_groups[0]["lr"] = "0.5"
+    with pytest.raises(ValueError, match=r"lr='0\.5': must be a number"):
+        optimizer.step()
 
 
 def test_names_configure_everything() -> None:

@@ -57,8 +57,8 @@ def _errors(device: str, dtype: torch.dtype) -> list[Any]:
     return [
         *theirs.get_error_inputs_for_all_optims(device, dtype),
         wrong("lr=-0.1: must be a finite number >= 0", one, lr=-0.1),
-        wrong("beta=1.0: must be a number in", one, betas=(1.0, 0.9)),
-        wrong("beta2=1.1: must be a number in", one, betas=(0.9, 1.1)),
+        wrong(r"betas\[0\]=1.0: must be a number in", one, betas=(1.0, 0.9)),
+        wrong(r"betas\[1\]=1.1: must be a number in", one, betas=(0.9, 1.1)),
         wrong("weight_decay=-1: must be", one, weight_decay=-1),
         wrong("momentum=1.0: must be", one, momentum=1.0),
         wrong("grafting_type='SDG': must be", one, grafting_type="SDG"),

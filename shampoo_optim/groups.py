@@ -1,0 +1,27 @@
+"""The parameters of groups."""
+
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+def first_parameter(groups: Iterable[Mapping[str, Any]]) -> Tensor:
+    """Some parameter: the first of the first group that has any."""
+    found: Tensor = next(param for group in groups for param in group["params"])
+    return found
+
+
+def params_of(groups: Iterable[Mapping[str, Any]]) -> Iterator[Any]:
+    """The parameters of all groups, in order; in a `state_dict` their numbers."""
+    for group in groups:
+        yield from group["params"]
+
+
+def by_device(params: Iterable[Tensor]) -> dict[torch.device, list[Tensor]]:
+    """Each parameter once, by the device it is on."""
+    found: dict[torch.device, list[Tensor]] = {}
+    for param in dict.fromkeys(params):
+        found.setdefault(param.device, []).append(param)
+    return found
