@@ -1,5 +1,7 @@
 """What the study asks, in the order that it is run in: learning rates, races, knobs, stability."""
 
+from typing import Any
+
 from benchmarks.study_knobs import KNOBS
 from benchmarks.study_peers import PEER_EXPERIMENTS
 from benchmarks.study_settings import (
@@ -92,6 +94,20 @@ def _defaults(job: str) -> Experiment:
     )
 
 
+OFTEN: dict[str, dict[str, Any]] = {
+    "every 10": {},
+    "every 10, beta2 0.9": {"beta2": 0.9},
+    "every 5": {"precondition_frequency": 5},
+    "every step": {"precondition_frequency": 1},
+    "every step, beta2 0.8": {"precondition_frequency": 1, "beta2": 0.8},
+}
+
+
+def often(job: str) -> Experiment:
+    variants = [setting(label, TUNED[job]["shampoo"], **changes) for label, changes in OFTEN.items()]
+    return Experiment(f"Roots more often than every ten steps: {job}.", job, variants)
+
+
 EXPERIMENTS: dict[str, Experiment] = {
     "adamw-gpt": Experiment("AdamW's learning rate: the baseline.", "gpt", rates(ADAMW, -6, -5, -4)),
     "adamw-short": Experiment("AdamW's learning rate, 120 steps.", "gpt", rates(ADAMW, -6, -5, -4), steps=SHORT),
@@ -101,7 +117,7 @@ EXPERIMENTS: dict[str, Experiment] = {
     **{f"defaults-{job}": _defaults(job) for job in JOB_NAMES},
     **FILTERS,
     "clock": Experiment(
-        "The recommended setting made cheaper, 300 steps, on the seeds of the race.",
+        "The recommended setting made cheaper or better, 300 steps, on the seeds of the race.",
         "gpt",
         [
             setting("recommended", TUNED["gpt"]["shampoo"]),
@@ -111,9 +127,11 @@ EXPERIMENTS: dict[str, Experiment] = {
                 TUNED["gpt"]["shampoo"],
                 **CHEAP | {"staggered": False, "dense_until": 10},
             ),
+            *(setting(f"roots {label}", TUNED["gpt"]["shampoo"], **changes) for label, changes in OFTEN.items() if changes),
         ],
         seeds=FRESH,
     ),
+    **{f"often-{job}": often(job) for job in JOB_NAMES},
     **RACES,
     **KNOBS,
     **STABILITY,

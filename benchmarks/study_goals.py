@@ -23,7 +23,8 @@ def goals(known: Known) -> dict[str, str]:
         "times": _times(known),
         "rates": _rates(known),
         "transfer": _transfer(known),
-        "jobs": _across_jobs(known),
+        "jobs": _across_jobs(known, "settings"),
+        "often": _across_jobs(known, "often"),
         "stability": _stability(known),
         "bfloat16": _bfloat16(known),
     }
@@ -122,11 +123,11 @@ def _rates(known: Known) -> str:
     return markdown(["lr", *(f"{job}: {kind}" for job in JOB_NAMES for kind in ("AdamW", "Shampoo"))], rows)
 
 
-def _across_jobs(known: Known) -> str:
-    """Other settings on the small jobs: held-out loss, and in brackets the steps to AdamW's best over AdamW's own."""
+def _across_jobs(known: Known, kind: str) -> str:
+    """The settings of such an experiment on each job: held-out loss, and in brackets the steps to AdamW's best over AdamW's."""
     cells: dict[str, dict[str, str]] = {}
     for job in JOB_NAMES:
-        experiment = EXPERIMENTS.get(f"settings-{job}")
+        experiment = EXPERIMENTS.get(f"{kind}-{job}")
         if experiment is not None:
             runs = [Run.of(job, seed, JOBS[job].steps, variant.options) for variant in experiment.variants for seed in TUNING]
             for line in summaries(experiment, runs, known):
