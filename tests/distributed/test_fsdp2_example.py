@@ -29,7 +29,9 @@ def test_it_resumes_with_other_ranks(tmp_path: Path) -> None:
         [sys.executable, "-m", *command, "--stop-after", "20", "--checkpoint", checkpoint],
         env=environment, capture_output=True, text=True, timeout=120,
     )  # fmt: skip
-    assert done.returncode == 0, done.stderr
+    # threads of gloo that still hold tensors while the interpreter ends make it abort with this line, one time in forty on busy
+    # cores (https://github.com/pytorch/pytorch/pull/179291); what was printed and saved before that is checked below
+    assert done.returncode == 0 or "terminate called without an active exception" in done.stderr, done.stderr
     first, last = map(float, re.search(r"2 ranks, step 20: loss (\S+) -> (\S+)", done.stdout).groups())
     assert last < first / 5
     (resumed, end), *_ = spawned(trained, 1, "--checkpoint", checkpoint)
