@@ -5,11 +5,11 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from torch.func import vmap
 
 from shampoo_fn.config import Config
 from shampoo_fn.layout import Layout, Stack, gather, layout
 from shampoo_fn.preconditioner import RootState
+from shampoo_fn.slots import over_slots
 from shampoo_fn.tree import Tree, map_tree
 
 
@@ -54,8 +54,8 @@ def init_stack(stack: Stack, blocks: Tensor) -> BlockState:
         zero = torch.zeros((), dtype=torch.int64, device=block.device)
         return BlockState(zero, zero, zero == 0, zero, stack.transform.init(block.to(work_dtype(block.dtype))))
 
-    # what does not depend on the block comes out of vmap as one value expanded over the slots: give each its own
-    state: BlockState = map_tree(lambda leaf: leaf.clone(memory_format=torch.contiguous_format), vmap(init)(blocks))
+    # what does not depend on the block comes out of the lift as one value expanded over the slots: give each its own
+    state: BlockState = map_tree(lambda leaf: leaf.clone(memory_format=torch.contiguous_format), over_slots(init)(blocks))
     return state
 
 

@@ -16,8 +16,7 @@ from shampoo_optim.chunks import owners
 from shampoo_optim.shampoo import Shampoo
 from shampoo_optim.stepping import blocks_of
 from shampoo_optim.storage import Storage
-from shampoo_optim.work import Whole, Work
-from shampoo_optim.writing import Writer
+from shampoo_optim.work import unchecked_work
 
 Row = dict[str, Any]
 Slots = Mapping[str, Tensor]  # by path: the slots of one region of a parameter
@@ -120,8 +119,7 @@ def _graft_ratios(storage: Storage, *, maximize: bool) -> dict[str, float]:
         return {}  # the blocks' gradients are on other ranks
     named = dict(zip(storage.names, storage.params, strict=True))
     grads = {name: p.grad for name, p in named.items() if p.grad is not None and p.grad.layout is torch.strided}
-    merged = storage.plan.merged  # not `work_on`, which refuses gradients that a step would refuse
-    work = Work(storage, storage.chunks(grads), Whole(grads, merged), Whole(named, merged), Writer(merged, named), maximize)
+    work = unchecked_work(storage, named, grads, maximize=maximize)  # a look at what a step would refuse as well
     ratios: dict[str, float] = {}
     for chunk in work.chunks:
         norms = norms_of_stack(chunk.stack, storage.config, chunk.state, blocks_of(work, chunk))

@@ -56,8 +56,13 @@ def local_work(storage: Storage, params: Sequence[Tensor], *, maximize: bool) ->
 
 
 def work_on(storage: Storage, named: Mapping[str, Tensor], grads: Mapping[str, Tensor], *, maximize: bool) -> Work:
-    """The step of tensors that are at hand."""
+    """The step of tensors that are at hand; raises for gradients that the config does not allow."""
     storage.check_grads(grads)
+    return unchecked_work(storage, named, grads, maximize=maximize)
+
+
+def unchecked_work(storage: Storage, named: Mapping[str, Tensor], grads: Mapping[str, Tensor], *, maximize: bool) -> Work:
+    """The same, whatever the gradients are."""
     merged = storage.plan.merged
     chunks = storage.chunks(grads)
     return Work(storage, chunks, Whole(grads, merged), Whole(named, merged), Writer(merged, named), maximize)
