@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from shampoo_fn.roots.eigh import Eigh
@@ -27,6 +28,9 @@ class Auto(Solver):
 
     def __call__(self, matrices: Tensor, exponent: float, boost: Tensor | None = None) -> Roots:
         return self.choose(matrices, exponent)(matrices, exponent, boost)
+
+    def separable(self, device: torch.device, exponent: float) -> bool:
+        return self._decide(device.type, exponent)[0].separable(device, exponent)
 
     def choose(self, matrices: Tensor, exponent: float) -> Solver:
         """The solver for `matrices` [batch, n, n] and this exponent; it depends on no value in them."""

@@ -15,7 +15,7 @@ from shampoo_fn.roots.solver import Roots, Solver, check_dtype, each_by_threads
 from shampoo_fn.tracing import is_traced
 from shampoo_fn.validate import require
 
-LARGE = 512  # rows
+LARGE = 256  # rows
 Decomposition = Callable[[Tensor], tuple[Tensor, Tensor]]
 
 
@@ -44,11 +44,16 @@ class Eigh(Solver):
     def differentiable(self) -> bool:
         return self.exact_derivative
 
+    def separable(self, device: torch.device, exponent: float) -> bool:
+        return device.type == "cpu"  # tested with MKL
+
     def __call__(self, matrices: Tensor, exponent: float, boost: Tensor | None = None) -> Roots:
         return each_by_threads(self._solve, matrices, exponent, boost)
 
     def _solve(self, matrices: Tensor, exponent: float, boost: Tensor | None) -> Roots:
-        problem = add_ridge(matrices, self.dtype, relative_epsilon=self.relative_epsilon, epsilon=self.epsilon, boost=boost)
+        problem = add_ridge(
+            matrices, self.dtype, relative_epsilon=self.relative_epsilon, epsilon=self.epsilon, boost=boost, looking=True
+        )
         large = not self.exact_derivative and _is_large(problem.matrices)
         roots, lift = self._roots(problem, exponent, _eigh_in_place if large else eigendecomposition)
         if large:

@@ -29,11 +29,14 @@ class PseudoInverse(Solver):
         check_dtype(self.dtype)
         require(0.0 < self.rank_tolerance < 1.0, "rank_tolerance", self.rank_tolerance, "a number in (0, 1)")
 
+    def separable(self, device: torch.device, exponent: float) -> bool:
+        return device.type == "cpu"  # tested with MKL
+
     def __call__(self, matrices: Tensor, exponent: float, boost: Tensor | None = None) -> Roots:
         return each_by_threads(self._solve, matrices, exponent, boost)
 
     def _solve(self, matrices: Tensor, exponent: float, boost: Tensor | None) -> Roots:
-        problem = add_ridge(matrices, self.dtype, relative_epsilon=self.relative_epsilon, epsilon=self.epsilon)
+        problem = add_ridge(matrices, self.dtype, relative_epsilon=self.relative_epsilon, epsilon=self.epsilon, looking=True)
         eigenvalues, eigenvectors = eigendecomposition(problem.matrices)
         cutoff = self._cutoff(eigenvalues[:, -1:], boost)
         kept = eigenvalues > cutoff

@@ -29,6 +29,7 @@ class Ridged(NamedTuple):
     scale: Tensor  # [batch] power of two that the factor was divided by
     finite: Tensor  # [batch] bool, whether the factor had finite entries only
     zero: Tensor  # [batch] bool, whether it counts as zero, see `negligible`
+    looking: bool = False  # whether the host may look at values, on a CPU, to save work
 
 
 def negligible(*dtypes: torch.dtype) -> float:
@@ -38,6 +39,12 @@ def negligible(*dtypes: torch.dtype) -> float:
     longer semi-definite, and dividing by its scale overflows.
     """
     return max(torch.finfo(dtype).tiny / torch.finfo(dtype).eps for dtype in dtypes)
+
+
+def magnitude(matrices: Tensor) -> Tensor:
+    """`max |a_ij|` of each matrix [batch, n, n] -> [batch], a NaN if one is there; without a temporary of their size."""
+    matrices = matrices.detach()
+    return torch.maximum(matrices.amax((-2, -1)), -matrices.amin((-2, -1)))
 
 
 def power_of_two_above(magnitude: Tensor) -> Tensor:
@@ -77,12 +84,26 @@ def times(fresh: Tensor, factors: Tensor) -> Tensor:
     return fresh.mul_(factors) if _writable(fresh, factors) else fresh * factors
 
 
+def zero_unless(kept: Tensor, matrices: Tensor, *, looking: bool) -> Tensor:
+    """`matrices` [batch, n, n], with zeros where not `kept` [batch]; themselves where the host looks and finds all kept."""
+    # a selection reads and writes every entry, three times as slowly as a product
+    if looking and matrices.device.type == "cpu" and not is_traced(kept) and bool(kept.all()):
+        return matrices
+    return torch.where(kept[:, None, None], matrices, 0.0)
+
+
 def _writable(fresh: Tensor, operand: Tensor) -> bool:
     return not (is_traced(fresh) or is_traced(operand) or fresh.requires_grad)
 
 
 def add_ridge(
-    matrices: Tensor, dtype: torch.dtype | None = None, *, relative_epsilon: float, epsilon: float, boost: Tensor | None = None
+    matrices: Tensor,
+    dtype: torch.dtype | None = None,
+    *,
+    relative_epsilon: float,
+    epsilon: float,
+    boost: Tensor | None = None,
+    looking: bool = False,
 ) -> Ridged:
     """Scale `matrices` [batch, n, n] and add `boost * (relative_epsilon s(A) + epsilon)` to each diagonal, in `dtype`.
 
@@ -93,12 +114,12 @@ def add_ridge(
     dtype = dtype or given
     # Beside an eigendecomposition every pass over the matrices counts, as they are no longer in the cache, and so does every
     # operation, about ten microseconds of it calling: hence few of both, and results written over what is not needed any more.
-    largest = matrices.detach().abs().amax((-2, -1)).to(dtype)
+    largest = magnitude(matrices).to(dtype)
     finite, zero = largest < torch.inf, largest <= negligible(given, dtype)
     usable = finite & ~zero
     scale = power_of_two_above(torch.where(usable, largest, 0.0))
     # the reciprocal of a power of two is exact, and a product takes a third of the time of a quotient
-    scaled = torch.where(usable[:, None, None], matrices, 0.0).to(dtype).mul_((1 / scale)[:, None, None])
+    scaled = zero_unless(usable, matrices, looking=looking).to(dtype, copy=True).mul_((1 / scale)[:, None, None])
     size = spectral_bound(scaled)
     ridge = relative_epsilon * size
     if epsilon:
@@ -106,7 +127,7 @@ def add_ridge(
     if boost is not None:
         ridge = ridge * boost.to(ridge.dtype)
     ridge = torch.where(usable, ridge, 1.0)
-    return Ridged(add_to_diagonal(scaled, ridge), ridge, size + ridge, scale, finite, zero)
+    return Ridged(add_to_diagonal(scaled, ridge), ridge, size + ridge, scale, finite, zero, looking)
 
 
 def restore(problem: Ridged, matrices: Tensor) -> None:

@@ -46,6 +46,10 @@ class Solver(ABC):
         """The same root for diagonal matrices, given and returned as their diagonals [batch, n]."""
         return ridged_diagonal(diagonals, exponent, relative_epsilon=self.relative_epsilon, epsilon=self.epsilon, boost=boost)
 
+    def separable(self, device: torch.device, exponent: float) -> bool:
+        """Whether a root has the same bits there whatever is solved with it, and by however many threads."""
+        return False
+
     @property
     def differentiable(self) -> bool:
         """Whether autograd through this solver gives the exact first derivative."""

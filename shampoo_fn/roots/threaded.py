@@ -2,33 +2,31 @@
 
 `torch.linalg.eigh` solves a batch one matrix after the other and lets the BLAS spread each over all threads, which gains less
 than half of what is there and loses for small matrices; everything around it then passes over the whole batch in memory. A
-batch is independent work, so it is cut in chunks that stay in cache from the first operation to the last. The caller and some
-helper threads take them from a queue (torch releases the interpreter lock), each with one BLAS thread.
-
-`torch.set_num_threads` sets two things: the OpenMP and MKL counts of the calling thread, which is what is wanted here, and the
-number that threads started later begin with. Both are put back, even after an exception. The latter belongs to the process,
-so callers take turns (they would compete for the same cores); a foreign thread that first uses torch in between keeps one.
+batch is independent work, so it is cut in chunks that stay in cache from the first operation to the last, and these are the
+tasks of a crew (`crew.py`).
 
 Each thread writes what it found into its rows of the result: joined afterwards, by one thread, that took 3 % of the whole. It
-happens before the counts are put back: an operation of several OpenMP threads would leave them spinning for about 3 ms, on the
-very cores that the next batch wants.
+happens while there is one thread for each operation: one of several OpenMP threads would leave them spinning for about 3 ms,
+on the very cores that the next batch wants.
 """
 
 import math
 from collections.abc import Callable
+from functools import partial
 from itertools import accumulate
-from queue import Empty, SimpleQueue
-from threading import Lock, Thread
+from threading import Lock
 
 import torch
 from torch import Tensor
 
+from shampoo_fn.roots.crew import most_threads, work_off
+
 # batch * n^3 below which helpers may cost more than they gain, about 6 ms of one core: besides their own start, the OpenMP
 # threads of whatever torch did before may still be spinning
 WORTH_HELP = 2**24
-# n^3 summed over a chunk: four matrices of 128, one of 256; calling the operations, about 0.4 ms, is little beside them
-CHUNK = 2**23
-TURN = Lock()
+# n^3 summed over a chunk: 16 matrices of 128, two of 256; calling the operations, about 0.4 ms, is little beside them, and two
+# threads seldom want the interpreter at once: with a quarter of it they did 1.60 instead of 1.80 times the work of one
+CHUNK = 2**25
 
 Outputs = tuple[Tensor, ...]
 
@@ -39,85 +37,38 @@ def by_threads(function: Callable[..., Outputs], matrices: Tensor, *others: Tens
     `function` works on each matrix [n, n] alone and returns tensors [batch, ...], in the caller's gradient and inference modes.
     """
     batch, work = len(matrices), len(matrices) * max(matrices.shape[-1], 1) ** 3
-    with TURN:
-        allowed = torch.get_num_threads()
-        threads = min(allowed, batch) if work >= WORTH_HELP else 1
-        # as many chunks for each thread, so that all finish together
-        count = min(batch, threads * math.ceil(work / (threads * CHUNK)))
-        chunks = list(zip(*(tensor.tensor_split(count) for tensor in (matrices, *others)), strict=True))
-        return _Crew(function, chunks).run(threads, allowed)
+    helped = work >= WORTH_HELP
+    threads = min(most_threads(), batch) if helped else 1
+    # as many chunks for each thread, so that all finish together
+    count = min(batch, threads * math.ceil(work / (threads * CHUNK)))
+    chunks = list(zip(*(tensor.tensor_split(count) for tensor in (matrices, *others)), strict=True))
+    result = _Result([len(chunk[0]) for chunk in chunks])
+    work_off([partial(result.fill, index, function, chunk) for index, chunk in enumerate(chunks)], helped=helped)
+    return result.outputs()
 
 
-class _Crew:
-    """The caller and its helpers, who empty one queue of chunks."""
+class _Result:
+    """What the chunks become: rows of whole tensors."""
 
-    def __init__(self, function: Callable[..., Outputs], chunks: list[tuple[Tensor, ...]]) -> None:
-        self.function = function
-        self.waiting: SimpleQueue[tuple[int, tuple[Tensor, ...]]] = SimpleQueue()
-        for numbered in enumerate(chunks):
-            self.waiting.put(numbered)
-        ends = list(accumulate(len(chunk[0]) for chunk in chunks))
-        self.rows = [slice(end - len(chunk[0]), end) for end, chunk in zip(ends, chunks, strict=True)]
-        self.parts: list[Outputs] = [()] * len(chunks)  # such as cannot be written into `whole`: a derivative needs them
-        self.whole: Outputs | None = None
-        self.allocating = Lock()
-        self.errors: list[BaseException] = []
-        self.initial: SimpleQueue[int] = SimpleQueue()  # the thread counts that helpers began with
-        self.modes = torch.is_inference_mode_enabled(), torch.is_grad_enabled()
+    def __init__(self, sizes: list[int]) -> None:
+        self._rows = [slice(end - size, end) for end, size in zip(accumulate(sizes), sizes, strict=True)]
+        self._parts: list[Outputs] = [()] * len(sizes)  # such as cannot be written into `_whole`: a derivative needs them
+        self._whole: Outputs | None = None
+        self._allocating = Lock()
 
-    def run(self, threads: int, allowed: int) -> Outputs:
-        helpers = [Thread(target=self._help) for _ in range(threads - 1)]
-        initial = allowed
-        try:
-            for helper in helpers:
-                helper.start()
-            if helpers:
-                initial = self.initial.get()
-            if allowed > 1:
-                torch.set_num_threads(1)
-            self._work()
-            for helper in helpers:
-                helper.join()
-            if self.errors:
-                raise self.errors[0]
-            return self.whole or tuple(map(_joined, zip(*self.parts, strict=True)))
-        finally:
-            if allowed > 1:
-                torch.set_num_threads(allowed)
-            if initial != allowed:  # somebody else has to say so, because whoever says it takes it for himself
-                messenger = Thread(target=torch.set_num_threads, args=(initial,))
-                messenger.start()
-                messenger.join()
-
-    def _help(self) -> None:
-        # A thread's first operation sets its counts to those of the process: asking for them is such a first operation, and
-        # must come before they are set. The first number in the queue was read before anybody set one: all report first.
-        self.initial.put(torch.get_num_threads())
-        torch.set_num_threads(1)
-        inference, grad = self.modes
-        with torch.inference_mode(inference), torch.set_grad_enabled(grad):
-            self._work()
-
-    def _work(self) -> None:
-        while not self.errors:
-            try:
-                index, chunk = self.waiting.get_nowait()
-            except Empty:
-                return
-            try:
-                self._keep(index, self.function(*chunk))
-            except BaseException as error:  # noqa: BLE001  # raised in the caller, after all have stopped
-                self.errors.append(error)
-
-    def _keep(self, index: int, part: Outputs) -> None:
-        if len(self.rows) == 1 or any(tensor.requires_grad for tensor in part):
-            self.parts[index] = part
+    def fill(self, index: int, function: Callable[..., Outputs], chunk: tuple[Tensor, ...]) -> None:
+        part = function(*chunk)
+        if len(self._rows) == 1 or any(tensor.requires_grad for tensor in part):
+            self._parts[index] = part
             return
-        with self.allocating:
-            if self.whole is None:
-                self.whole = tuple(tensor.new_empty(self.rows[-1].stop, *tensor.shape[1:]) for tensor in part)
-        for kept, tensor in zip(self.whole, part, strict=True):
-            kept[self.rows[index]].copy_(tensor)
+        with self._allocating:
+            if self._whole is None:
+                self._whole = tuple(tensor.new_empty(self._rows[-1].stop, *tensor.shape[1:]) for tensor in part)
+        for kept, tensor in zip(self._whole, part, strict=True):
+            kept[self._rows[index]].copy_(tensor)
+
+    def outputs(self) -> Outputs:
+        return self._whole or tuple(map(_joined, zip(*self._parts, strict=True)))
 
 
 def _joined(parts: tuple[Tensor, ...]) -> Tensor:

@@ -9,16 +9,11 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from shampoo_fn.roots.auto import Auto
-from shampoo_fn.roots.eigh import Eigh
-from shampoo_fn.roots.pseudo_inverse import PseudoInverse
 from shampoo_fn.roots.solver import Roots
 from shampoo_fn.solve import Job, batched
-from shampoo_fn.transform import RootSpec
 from shampoo_optim.distributed.arrival import pack_into
 from shampoo_optim.distributed.exchange import Seating
 from shampoo_optim.distributed.tiles import Block, Directory
-from shampoo_optim.distributed.units import tile_size
 from shampoo_optim.refreshing import jobs_at
 
 
@@ -90,10 +85,10 @@ def _batches(asked: Iterable[Ask], limit: int) -> Iterator[list[Ask]]:
 def _attempted(jobs: Sequence[Job]) -> tuple[list[Roots | None], str]:
     """The roots of each job, None where the solver raised."""
     solved: dict[int, Roots | None] = {}
-    whole = [index for index, job in enumerate(jobs) if _fills_chunks(job)]
-    if whole:
+    together = [index for index, job in enumerate(jobs) if job.solver.separable(job.factors.device, job.exponent)]
+    if together:  # many keep all threads busy; others may depend on what they are solved with
         with suppress(Exception):  # then one by one, to see which
-            solved |= zip(whole, batched([jobs[index] for index in whole]), strict=True)
+            solved |= zip(together, batched([jobs[index] for index in together]), strict=True)
     said = ""
     for index, job in enumerate(jobs):
         if index not in solved:
@@ -103,18 +98,6 @@ def _attempted(jobs: Sequence[Job]) -> tuple[list[Roots | None], str]:
                 solved[index] = None
                 said = said or f"{type(error).__name__}: {error}"
     return [solved[index] for index in range(len(jobs))], said
-
-
-def _fills_chunks(job: Job) -> bool:
-    """Whether this tile is a chunk of what `roots.threaded` deals out to threads also in a batch of such tiles.
-
-    Then many together keep all threads busy, and each is worked as it is alone: a root may depend on what it is solved with.
-    """
-    if job.factors.dim() < 3 or job.factors.device.type != "cpu":
-        return False
-    solver = job.solver.choose(job.factors, job.exponent) if isinstance(job.solver, Auto) else job.solver
-    spec = RootSpec(job.factors.shape[-1], True, job.exponent, job.solver)
-    return isinstance(solver, Eigh | PseudoInverse) and len(job.factors) == tile_size(spec)
 
 
 def _write(segment: Tensor, seating: Seating, ask: Ask, solved: Roots) -> None:

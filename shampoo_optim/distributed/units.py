@@ -9,8 +9,9 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 from shampoo_fn.layout import Layout, Stack
-from shampoo_fn.roots.threaded import CHUNK
 from shampoo_fn.transform import RootSpec
+
+TILE = 2**23  # n^3 summed over a tile: four matrices of 128, one of 162 and above
 
 
 class Unit(NamedTuple):
@@ -51,5 +52,5 @@ def _units(stack: Stack, turns: list[int]) -> Iterator[Unit]:
 
 
 def tile_size(spec: RootSpec) -> int:
-    """How many factors make a tile: those that one thread solves together, so that a tile is as large as one large matrix."""
-    return max(1, CHUNK // spec.n ** (3 if spec.full else 1))
+    """How many factors make a tile: those that take as long as one matrix of 203, so that small ones are not solved singly."""
+    return max(1, TILE // spec.n ** (3 if spec.full else 1))

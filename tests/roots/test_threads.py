@@ -2,11 +2,14 @@
 
 import threading
 from collections.abc import Iterator
+from functools import partial
+from queue import Empty
 
 import pytest
 import torch
 
 from shampoo_fn.roots import threaded
+from shampoo_fn.roots.crew import most_threads, work_off
 from shampoo_fn.roots.eigh import Eigh, eigendecomposition
 from shampoo_fn.roots.minimax import Minimax
 from shampoo_fn.roots.pseudo_inverse import PseudoInverse
@@ -195,3 +198,36 @@ def test_inference_mode_and_gradients_are_no_obstacle() -> None:
     assert inferred.is_inference()
     assert not plain.requires_grad
     assert torch.equal(inferred, plain)
+
+
+def test_work_inside_of_a_task_is_done_by_its_thread() -> None:
+    torch.set_num_threads(2)
+    matrices, found = batch(8, 128), {}
+
+    def task(number: int) -> None:
+        found[number] = by_threads(eigendecomposition, matrices)[0], threading.current_thread(), most_threads()
+
+    running = threading.active_count()
+    work_off([partial(task, number) for number in range(3)])
+    assert threading.active_count() == running
+    assert most_threads() == 2
+    expected = by_threads(eigendecomposition, matrices)[0]
+    assert sorted(found) == [0, 1, 2]
+    for values, _, threads in found.values():
+        assert torch.equal(values, expected)
+        assert threads == 1
+    assert len({thread for _, thread, _ in found.values()}) <= 2
+
+
+def test_tasks_after_one_that_failed_are_left_out() -> None:
+    done: list[int] = []
+
+    def task(number: int) -> None:
+        if number == 1:
+            raise Empty  # also such as the queue of tasks raises itself
+        done.append(number)
+
+    torch.set_num_threads(1)
+    with pytest.raises(Empty):
+        work_off([partial(task, number) for number in range(4)])
+    assert done == [0]
