@@ -13,7 +13,6 @@ import torch
 
 from benchmarks.step_floor import bare_grams, bare_roots_applied, factors_of, full_modes
 from benchmarks.step_runs import measured
-from shampoo_fn import batched
 from shampoo_optim.refreshing import refresh_slots
 from shampoo_optim.stepping import accumulate, precondition
 from shampoo_optim.storage import Storage
@@ -54,7 +53,7 @@ def runs(storage: Storage) -> dict[str, Run]:
     return {
         "statistics": lambda: accumulate(work),
         "update": lambda: _update(work),
-        "roots": lambda: refresh_slots(storage, every, batched),
+        "roots": lambda: refresh_slots(storage, every),
     }
 
 

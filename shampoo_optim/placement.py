@@ -6,10 +6,11 @@ from typing import Any, Protocol
 
 from torch import Tensor
 
-from shampoo_fn import Config, batched
+from shampoo_fn import Config
 from shampoo_optim.loading import check_states
-from shampoo_optim.refreshing import may_be_due, refresh
+from shampoo_optim.refreshing import refresh
 from shampoo_optim.storage import Members, Storage
+from shampoo_optim.turns import may_be_due
 from shampoo_optim.work import Work, local_work
 
 Groups = Sequence[Mapping[str, Any]]  # an optimizer's `param_groups`: the list itself, which changes in place
@@ -69,7 +70,7 @@ class Local:
 
     def refresh(self, works: Sequence[Work]) -> None:
         for work in works:
-            refresh(work.storage, work.chunks, batched)
+            refresh(work.storage, work.chunks)
 
     def finish(self, works: Sequence[Work]) -> None:
         for work in works:

@@ -1,7 +1,10 @@
-"""Inverse roots: whose turn it is, and taking them a bounded number at a time."""
+"""Taking inverse roots: a bounded number at a time, on a CPU by as many threads as torch uses.
 
-from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+A thread takes some blocks from their factors to the roots in their state. Threads within the solver, which deal a batch of
+equal matrices out, find little to do where batches are kept small for the sake of memory, or the sides of blocks differ.
+"""
+
+from collections.abc import Callable, Collection, Iterator, Sequence
 from functools import partial
 
 import torch
@@ -10,43 +13,23 @@ from torch import Tensor
 from shampoo_fn.checks import check_failures, failures
 from shampoo_fn.layout import Stack
 from shampoo_fn.lift import Changes, install_in_stack, jobs_of_stack, taken
+from shampoo_fn.roots.crew import most_threads, work_off
 from shampoo_fn.roots.solver import Roots
-from shampoo_fn.roots.threaded import CHUNK
-from shampoo_fn.solve import Job, Solve
+from shampoo_fn.solve import Job, batched
 from shampoo_fn.state import BlockState
+from shampoo_fn.transform import RootSpec
 from shampoo_fn.tree import changed, map_tree
 from shampoo_optim.chunks import Chunk
 from shampoo_optim.storage import Storage
+from shampoo_optim.turns import Due, due
 
-Due = list[tuple[Stack, list[int]]]  # slots of stacks
-
-
-def may_be_due(storage: Storage, parts: Sequence[Chunk]) -> bool:
-    """Whether a block of these chunks may be due once this step is counted."""
-    cadence = storage.config.cadence
-    for chunk in parts:
-        steps = _steps(storage, chunk)
-        if steps is None:
-            return True
-        distinct = set(zip(steps, _turns(storage, chunk), strict=True))
-        if any(cadence.due(step + 1, turn) for step, turn in distinct):
-            return True
-    return False
+LARGE = 200  # rows
 
 
-def count(storage: Storage, parts: Sequence[Chunk]) -> None:
-    """Count a step on the host, of the chunks whose own count is not read."""
-    for chunk in parts:
-        counts = storage.counts[chunk.stack.key]
-        if counts is not None and chunk.stack.device.type != "cpu":
-            for slot in range(chunk.first, chunk.first + chunk.size):
-                counts[slot] += 1
-
-
-def refresh(storage: Storage, parts: Sequence[Chunk], solve: Solve) -> None:
+def refresh(storage: Storage, parts: Sequence[Chunk]) -> None:
     """New roots for the blocks of these chunks that are due. RuntimeError for a factor that failed too often."""
     refuse_failures(storage)
-    refresh_slots(storage, due(storage, parts), solve)
+    refresh_slots(storage, due(storage, parts))
 
 
 def refuse_failures(storage: Storage) -> None:
@@ -59,34 +42,58 @@ def refuse_failures(storage: Storage) -> None:
         raise
 
 
-def refresh_slots(storage: Storage, wanted: Due, solve: Solve) -> None:
+def refresh_slots(storage: Storage, wanted: Due) -> None:
     """New roots for these slots."""
-    # a thread takes a root at a time: fewer factors at once would leave threads without
-    threads = torch.get_num_threads() if storage.params[0].device.type == "cpu" else 1
-    for batch in batches(wanted, storage.limit, threads):
-        paths, jobs = [], deque[Job]()
-        for stack, slots in batch:
-            asked = jobs_at(storage, stack, slots)
-            paths.append(list(asked))
-            jobs.extend(asked.values())
-        del asked
-        solved = _solved(jobs, solve, threads)
-        for (stack, slots), own in zip(batch, paths, strict=True):
-            install_at(storage, stack, slots, {path: next(solved) for path in own})
+    threads = most_threads()
+    if not _separable(storage, wanted):
+        for batch in batches(wanted, storage.limit, threads):
+            _refresh(storage, batch)
+        return
+    # the largest first, so that nobody begins one while the others are done
+    parts = sorted(batches(wanted, storage.limit), key=_cost, reverse=True)
+    work_off([partial(_refresh, storage, part) for part in parts])
 
 
-def _solved(jobs: deque[Job], solve: Solve, threads: int) -> Iterator[Roots]:
-    """The roots of each job, all let go of: large factors are worked singly anyhow, and together would be copied again."""
-    if not all(len(job.factors) >= threads and _alone(job.factors) for job in jobs):
-        yield from solve(list(jobs))
-    else:
-        while jobs:
-            yield solve([jobs.popleft()])[0]
+def _refresh(storage: Storage, batch: Due) -> None:
+    for (stack, slots), roots in zip(batch, (_one_by_one if _large(batch) else _together)(storage, batch), strict=True):
+        install_at(storage, stack, slots, roots)
 
 
-def _alone(factors: Tensor) -> bool:
-    """Whether each of these fills a chunk of `roots.threaded`."""
-    return factors.device.type == "cpu" and factors.shape[-1] ** 3 >= CHUNK
+def _together(storage: Storage, batch: Due) -> Iterator[dict[str, Roots]]:
+    asked = [jobs_at(storage, stack, slots) for stack, slots in batch]
+    solved = iter(batched([job for jobs in asked for job in jobs.values()]))
+    for jobs in asked:
+        yield {path: next(solved) for path in jobs}
+
+
+def _one_by_one(storage: Storage, batch: Due) -> Iterator[dict[str, Roots]]:
+    """The same, each job let go of once it is done."""
+    for stack, slots in batch:
+        asked = jobs_at(storage, stack, slots)
+        yield {path: batched([asked.pop(path)])[0] for path in list(asked)}
+
+
+def _large(batch: Due) -> bool:
+    """Whether each factor is work for a thread for so long that joining them would only cost memory."""
+    return all(stack.device.type == "cpu" and spec.n >= LARGE for stack, _ in batch for spec in _specs(stack))
+
+
+def _separable(storage: Storage, wanted: Due) -> bool:
+    """Whether the bits of these roots, which are there to be read, are the same by any number of threads."""
+    return all(
+        stack.device.type == "cpu"
+        and storage.counts[stack.key] is not None
+        and all(spec.solver.separable(stack.device, spec.exponent) for spec in _specs(stack))
+        for stack, _ in wanted
+    )
+
+
+def _cost(batch: Due) -> int:
+    return sum(len(slots) * sum(spec.n ** (3 if spec.full else 1) for spec in _specs(stack)) for stack, slots in batch)
+
+
+def _specs(stack: Stack) -> Collection[RootSpec]:
+    return stack.transform.root_specs(stack.block).values()
 
 
 def jobs_at(storage: Storage, stack: Stack, slots: list[int]) -> dict[str, Job]:
@@ -122,7 +129,7 @@ def batches(wanted: Due, limit: int, least: int = 1) -> Iterator[Due]:
     batch: Due = []
     filled = count = 0
     for stack, slots in wanted:
-        specs = stack.transform.root_specs(stack.block).values()
+        specs = _specs(stack)
         each = sum(spec.n**2 if spec.full else spec.n for spec in specs)
         for slot in slots:
             if batch and filled + each > limit and count >= least:
@@ -136,45 +143,3 @@ def batches(wanted: Due, limit: int, least: int = 1) -> Iterator[Due]:
             count += len(specs)
     if batch:
         yield batch
-
-
-def due(storage: Storage, parts: Sequence[Chunk]) -> Due:
-    """The slots of these chunks that are due, now that the step is counted."""
-    rooted = [chunk for chunk in parts if chunk.stack.transform.root_specs(chunk.stack.block)]
-    return [(chunk.stack, slots) for chunk in rooted if (slots := _due(storage, chunk))]
-
-
-def _due(storage: Storage, chunk: Chunk) -> list[int]:
-    slots = range(chunk.first, chunk.first + chunk.size)
-    steps = _steps(storage, chunk)
-    if steps is None:
-        return list(slots)  # nothing can be read: the step that needs the most memory
-    last = chunk.state.refreshed.tolist() if chunk.stack.device.type == "cpu" else [0] * len(steps)
-    rows = zip(slots, steps, last, _turns(storage, chunk), strict=True)
-    return [slot for slot, step, before, turn in rows if step > before and storage.config.cadence.due(step, turn)]
-
-
-def _steps(storage: Storage, chunk: Chunk) -> list[int] | None:
-    """`steps_of` the slots of a chunk alone: a stack of many chunks is not read as often as it has chunks."""
-    counts = storage.counts[chunk.stack.key]
-    if counts is None:
-        return None
-    steps: list[int] = chunk.state.step.tolist() if chunk.stack.device.type == "cpu" else counts[_of(chunk)]
-    return steps
-
-
-def _turns(storage: Storage, chunk: Chunk) -> list[int]:
-    return storage.plan.turns[chunk.stack.key][_of(chunk)]
-
-
-def _of(chunk: Chunk) -> slice:
-    return slice(chunk.first, chunk.first + chunk.size)
-
-
-def steps_of(storage: Storage, stack: Stack) -> list[int] | None:
-    """The steps of all slots: on a CPU from the state, elsewhere the host's own count, which includes skipped gradients."""
-    counts = storage.counts[stack.key]
-    if counts is None or stack.device.type != "cpu":
-        return counts
-    steps: list[int] = storage.state.stacks[stack.key].step.tolist()
-    return steps

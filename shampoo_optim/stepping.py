@@ -7,9 +7,10 @@ from torch import Tensor
 
 from shampoo_fn.diagonal import differentiable_sqrt
 from shampoo_fn.lift import Blocks, guarded, norms_of_stack
+from shampoo_fn.tracing import is_traced
 from shampoo_optim.chunks import Chunk
 from shampoo_optim.placement import Placement
-from shampoo_optim.refreshing import count
+from shampoo_optim.turns import count
 from shampoo_optim.walks import walks, write
 from shampoo_optim.work import Work
 
@@ -71,7 +72,8 @@ def blocks_of(work: Work, chunk: Chunk) -> Blocks:
     config = work.storage.config
     grads = work.grads.blocks(chunk)
     params = work.params.blocks(chunk) if config.transform.reads_params else None
-    return guarded(chunk.stack, config, chunk.state.links, -grads if work.maximize else grads, params)
+    blocks = guarded(chunk.stack, config, chunk.state.links, -grads if work.maximize else grads, params)
+    return blocks._replace(own=not is_traced(chunk.state.step))
 
 
 def _norms(work: Work) -> Mapping[str, Tensor]:

@@ -18,8 +18,8 @@ from shampoo_optim.distributed.peers import Peers
 from shampoo_optim.distributed.tiles import blocks_of
 from shampoo_optim.naming import parameter_name
 from shampoo_optim.placement import Groups
-from shampoo_optim.refreshing import steps_of
 from shampoo_optim.storage import Storage
+from shampoo_optim.turns import steps_of
 from shampoo_optim.work import Work
 
 Description = dict[str, dict[str, str]]  # by subject ("parameter 'w'"), by attribute

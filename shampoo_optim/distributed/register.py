@@ -11,7 +11,7 @@ from shampoo_optim.distributed.peers import Peers
 from shampoo_optim.distributed.tiles import Block, Directory, Tile, tiles_of
 from shampoo_optim.distributed.timetable import Timetable, overdue
 from shampoo_optim.placement import Groups
-from shampoo_optim.refreshing import due
+from shampoo_optim.turns import due
 from shampoo_optim.work import Work
 
 

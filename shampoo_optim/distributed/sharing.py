@@ -13,7 +13,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from shampoo_fn import Config, batched
+from shampoo_fn import Config
 from shampoo_optim.distributed.agreement import check_same, steps_described, steps_digest
 from shampoo_optim.distributed.background import Background
 from shampoo_optim.distributed.exchange import Seating
@@ -141,7 +141,7 @@ class SharedRoots:
     def _alone(self, blocks: Iterable[Block]) -> None:
         """Roots that there is no room for: by every rank itself."""
         for storage, slots in self._register.directory.grouped(blocks):
-            refresh_slots(storage, slots, batched)
+            refresh_slots(storage, slots)
 
     def _warn(self, flight: Flight) -> None:
         """Say of each factor of a parameter that its root failed, once until it is found again."""

@@ -13,8 +13,9 @@ from shampoo_fn.cadence import Cadence
 from shampoo_fn.layout import Layout, Stack
 from shampoo_fn.symmetric import packed_shape
 from shampoo_optim.distributed.units import units
-from shampoo_optim.refreshing import Due, jobs_at
+from shampoo_optim.refreshing import jobs_at
 from shampoo_optim.storage import Storage
+from shampoo_optim.turns import Due
 
 
 class Block(NamedTuple):

@@ -1,0 +1,73 @@
+"""Whose turn it is to get new roots, and the host's own count of steps, so that asking does not wait for a device."""
+
+from collections.abc import Sequence
+
+from shampoo_fn.layout import Stack
+from shampoo_optim.chunks import Chunk
+from shampoo_optim.storage import Storage
+
+Due = list[tuple[Stack, list[int]]]  # slots of stacks
+
+
+def may_be_due(storage: Storage, parts: Sequence[Chunk]) -> bool:
+    """Whether a block of these chunks may be due once this step is counted."""
+    cadence = storage.config.cadence
+    for chunk in parts:
+        steps = _steps(storage, chunk)
+        if steps is None:
+            return True
+        distinct = set(zip(steps, _turns(storage, chunk), strict=True))
+        if any(cadence.due(step + 1, turn) for step, turn in distinct):
+            return True
+    return False
+
+
+def count(storage: Storage, parts: Sequence[Chunk]) -> None:
+    """Count a step on the host, of the chunks whose own count is not read."""
+    for chunk in parts:
+        counts = storage.counts[chunk.stack.key]
+        if counts is not None and chunk.stack.device.type != "cpu":
+            for slot in range(chunk.first, chunk.first + chunk.size):
+                counts[slot] += 1
+
+
+def due(storage: Storage, parts: Sequence[Chunk]) -> Due:
+    """The slots of these chunks that are due, now that the step is counted."""
+    rooted = [chunk for chunk in parts if chunk.stack.transform.root_specs(chunk.stack.block)]
+    return [(chunk.stack, slots) for chunk in rooted if (slots := _due(storage, chunk))]
+
+
+def _due(storage: Storage, chunk: Chunk) -> list[int]:
+    slots = range(chunk.first, chunk.first + chunk.size)
+    steps = _steps(storage, chunk)
+    if steps is None:
+        return list(slots)  # nothing can be read: the step that needs the most memory
+    last = chunk.state.refreshed.tolist() if chunk.stack.device.type == "cpu" else [0] * len(steps)
+    rows = zip(slots, steps, last, _turns(storage, chunk), strict=True)
+    return [slot for slot, step, before, turn in rows if step > before and storage.config.cadence.due(step, turn)]
+
+
+def _steps(storage: Storage, chunk: Chunk) -> list[int] | None:
+    """`steps_of` the slots of a chunk alone: a stack of many chunks is not read as often as it has chunks."""
+    counts = storage.counts[chunk.stack.key]
+    if counts is None:
+        return None
+    steps: list[int] = chunk.state.step.tolist() if chunk.stack.device.type == "cpu" else counts[_of(chunk)]
+    return steps
+
+
+def _turns(storage: Storage, chunk: Chunk) -> list[int]:
+    return storage.plan.turns[chunk.stack.key][_of(chunk)]
+
+
+def _of(chunk: Chunk) -> slice:
+    return slice(chunk.first, chunk.first + chunk.size)
+
+
+def steps_of(storage: Storage, stack: Stack) -> list[int] | None:
+    """The steps of all slots: on a CPU from the state, elsewhere the host's own count, which includes skipped gradients."""
+    counts = storage.counts[stack.key]
+    if counts is None or stack.device.type != "cpu":
+        return counts
+    steps: list[int] = storage.state.stacks[stack.key].step.tolist()
+    return steps

@@ -1,0 +1,86 @@
+"""Roots by threads: blocks are dealt out to them, whatever their shapes, and the bits are those of one thread."""
+
+import threading
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import pytest
+import torch
+from torch import Tensor
+from torch.nn import Parameter
+
+from shampoo_fn import Eigh, Roots, shampoo
+from shampoo_optim import Shampoo, chunks
+from tests.optim.support import grads_for, parameters, snapshot, walk
+from tests.support import assert_identical
+
+SHAPES = {"tall": (24, 8), "wide": (8, 24), "square": (16, 16), "vector": (5,)}
+
+
+@pytest.fixture(autouse=True)
+def small_parts(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    monkeypatch.setattr(chunks, "SMALLEST_LIMIT", 1)
+    before = torch.get_num_threads()
+    yield
+    torch.set_num_threads(before)
+
+
+def optimizer_of(solver: Eigh) -> tuple[Shampoo, dict[str, Parameter]]:
+    params = parameters(shapes=SHAPES)
+    return Shampoo(params.items(), config=shampoo(solver=solver, precondition_frequency=1)), params
+
+
+@dataclass(frozen=True)
+class Watched(Eigh):
+    """Calls `look` before each root."""
+
+    look: Callable[[], None] = int
+
+    def __call__(self, matrices: Tensor, exponent: float, boost: Tensor | None = None) -> Roots:
+        self.look()
+        return super().__call__(matrices, exponent, boost)
+
+
+def test_blocks_of_different_shapes_are_worked_at_the_same_time() -> None:
+    torch.set_num_threads(2)
+    both = threading.Barrier(2)
+    workers: set[threading.Thread] = set()
+
+    def meet() -> None:
+        if threading.current_thread() not in workers:
+            workers.add(threading.current_thread())
+            both.wait(timeout=60)
+
+    optimizer, params = optimizer_of(Watched(look=meet))
+    walk(optimizer, params, grads_for(params, 1))
+    assert len(workers) == 2
+    assert threading.current_thread() in workers
+
+
+@pytest.mark.parametrize("threads", [2, 3])
+def test_the_bits_are_those_of_one_thread(threads: int) -> None:
+    walks = []
+    for count in (1, threads):
+        torch.set_num_threads(count)
+        optimizer, params = optimizer_of(Eigh())
+        walk(optimizer, params, grads_for(params, 4))
+        walks.append(snapshot(params, optimizer))
+    assert_identical(*walks)
+
+
+def test_an_error_in_a_thread_is_raised_and_the_next_step_goes_on() -> None:
+    torch.set_num_threads(2)
+    running, calls = threading.active_count(), []
+
+    def fail_once() -> None:
+        calls.append(1)
+        if len(calls) == 2:
+            raise MemoryError
+
+    optimizer, params = optimizer_of(Watched(look=fail_once))
+    with pytest.raises(MemoryError):
+        walk(optimizer, params, grads_for(params, 1))
+    assert (threading.active_count(), torch.get_num_threads()) == (running, 2)
+    walk(optimizer, params, grads_for(params, 1))
+    assert all(residual < 0.1 for p in params.values() for name, residual in optimizer.state[p].items() if "residual" in name)
+    assert all(param.isfinite().all() for param in params.values())
