@@ -9,7 +9,7 @@ All three divide by the root of a second moment kept per element, `D = u / (sqrt
 
 from abc import abstractmethod
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -46,9 +46,19 @@ class Diagonal(Preconditioner):
     def precondition(self, update: Tensor, state: SecondMoment, clock: Clock) -> Tensor:
         root = differentiable_sqrt(state.second_moment)
         if self.corrected:
-            correction = bias_correction(self.decay, clock, root.dtype)
-            root = root / (correction**0.5)
+            root = root / self._correction(update, clock)
         return update / (root + self.epsilon)
+
+    def length(self, update: Tensor, state: SecondMoment, clock: Clock) -> Tensor:
+        # ||u / (r / c + epsilon)|| = c ||u / (r + c epsilon)||: a pass over the block less
+        correction = self._correction(update, clock)
+        scaled = update / (differentiable_sqrt(state.second_moment) + correction * self.epsilon)
+        norm: Tensor = torch.linalg.vector_norm(scaled) * correction
+        return norm
+
+    def _correction(self, update: Tensor, clock: Clock) -> Any:
+        """`c = sqrt(1 - beta2^t)`, or 1 where the bias is not corrected."""
+        return bias_correction(self.decay, clock, update.dtype) ** 0.5 if self.corrected else 1.0
 
 
 @dataclass(frozen=True)

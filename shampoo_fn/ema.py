@@ -52,13 +52,13 @@ class EMA(Transform):
 
     def update(self, update: Tensor, state: EMAState, param: Tensor | None, clock: Clock) -> tuple[Tensor, EMAState]:
         before = state.average.to(update.dtype)
-        average = moving_average(before, update, self.beta, clock)
-        if self.beta3 is None and not self.nesterov:
-            filtered, ahead = average, None
-        else:
+        filtered = ahead = None
+        if self.beta3 is not None or self.nesterov:
             ahead = value_at(self.beta, clock.step) ** 2 if self.beta3 is None else value_at(self.beta3, clock.step)
             weight = torch.as_tensor(1 - ahead, dtype=update.dtype, device=update.device)
             filtered = torch.lerp(before, update, weight)
+        average = moving_average(before, update, self.beta, clock)  # which may be written into `before`
+        filtered = average if filtered is None else filtered
         if self.bias_correction:
             filtered = filtered / bias_correction(self.beta, clock, update.dtype, ahead=ahead)
         return filtered, EMAState(average.to(state.average.dtype))

@@ -29,6 +29,7 @@ class Blocks(NamedTuple):
     alive: Tensor  # [slots] bool: whether the gradient counts
     all_alive: bool  # whether that is known for all of them
     params: Tensor | None  # [slots, *block], if a link reads them
+    own: bool = False  # whether the stages may write averages over those in the state that they are given
 
 
 def guarded(stack: Stack, config: Config, links: Tree, grads: Tensor, params: Tensor | None) -> Blocks:
@@ -56,7 +57,7 @@ def accumulate_stack(stack: Stack, config: Config, state: BlockState, blocks: Bl
 
     def accumulate(old: BlockState, grad: Tensor, alive: Tensor, *param: Tensor) -> Changes:
         step = old.step + alive
-        clock = _clock(config, step, alive, certain=blocks.all_alive)
+        clock = _clock(config, step, alive, certain=blocks.all_alive)._replace(own=blocks.own)
         links = stack.transform.accumulate(grad, old.links, param[0] if param else None, clock)
         return changes(old, BlockState(step, old.skipped + ~alive, alive.clone(), old.refreshed, links))
 
@@ -70,6 +71,7 @@ def precondition_stack(
 
     def precondition(old: BlockState, grad: Tensor, alive: Tensor, shared: Tensor, *param: Tensor) -> tuple[Tensor, Changes]:
         clock = _clock(config, old.step, alive, certain=blocks.all_alive, norms=() if norms is None else shared)
+        clock = clock._replace(own=blocks.own)
         update, links = stack.transform.update(grad, old.links, param[0] if param else None, clock)
         update = chosen(blocks.all_alive or alive, update, 0.0).to(stack.dtype)
         if any(update is held for held in (grad, *param, *leaves(links))):  # of a momentum, say, that is the last link

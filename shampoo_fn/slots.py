@@ -34,6 +34,15 @@ def over_slots(function: Callable[..., T]) -> Callable[..., T]:
     return lifted
 
 
+def lerp_into(old: Tensor, new: Tensor, weight: Tensor) -> Tensor:
+    """`torch.lerp(old, new, weight)` of one block in a lifted function, written into `old`, for which vmap has no rule."""
+    level = _functorch.maybe_get_level(old)
+    slots = len(_functorch.get_unwrapped(old))
+    old_all, new_all, weights = (_functorch._remove_batch_dim(tensor, level, slots, 0) for tensor in (old, new, weight))
+    old_all.lerp_(new_all, weights.view(-1, *[1] * old.dim()))
+    return old
+
+
 def _eager(function: Callable[..., T], trees: tuple[Tree, ...], *, slots: int) -> T:
     _load_decompositions()
     level = _functorch._vmap_increment_nesting(slots, "error")

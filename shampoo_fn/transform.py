@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from shampoo_fn.roots.solver import Roots, Solver
+from shampoo_fn.slots import lerp_into
 from shampoo_fn.tree import Tree
 from shampoo_fn.validate import require
 
@@ -27,6 +28,7 @@ class Clock(NamedTuple):
     ready: Tensor | bool  # 0-d bool: whether preconditioning has started (step >= start). True if known
     norms: Tensor | tuple[()] = ()  # [2] norms of direction and magnitude over the whole parameter, if asked for
     certain: bool = False  # whether `alive` is known to hold, so that nothing need be selected by it
+    own: bool = False  # whether averages in the state may be written over: the caller has no other use for them
 
 
 class Request(NamedTuple):
@@ -119,14 +121,18 @@ def check_value(field: str, value: Value, low: float, high: float, allowed: str)
 
 
 def moving_average(old: Tensor, new: Tensor, beta: Value, clock: Clock) -> Tensor:
-    """`beta old + (1 - beta) new`, or the sum `old + new` if beta is the number 1; `old` itself where not alive."""
+    """`beta old + (1 - beta) new`, or the sum `old + new` if beta is the number 1; `old` itself where not alive.
+
+    Where the clock says so, it is written into `old`.
+    """
     if isinstance(beta, int | float) and beta == 1:
         return chosen(clock.certain or clock.alive, old + new, old)
     # a weight of zero leaves `old` to the bit; selecting afterwards would read and write every state once more
     weight = torch.as_tensor(1 - value_at(beta, clock.step), dtype=old.dtype, device=old.device)
     # also where all are alive: a weight per block and one for all round differently
     # not a product: at step 0, before the first finite gradient, a schedule may be infinite
-    return torch.lerp(old, new.to(old.dtype), torch.where(clock.alive, weight, 0.0))
+    weight = torch.where(clock.alive, weight, 0.0)
+    return (lerp_into if clock.own else torch.lerp)(old, new.to(old.dtype), weight)
 
 
 def chosen(condition: Tensor | bool, yes: Tensor, no: Tensor | float) -> Tensor:

@@ -16,7 +16,7 @@ from shampoo_fn.checks import check_grads
 from shampoo_fn.layout import Layout, layout
 from shampoo_fn.state import check_tensor
 from shampoo_fn.tracing import is_traced
-from shampoo_fn.tree import flatten
+from shampoo_fn.tree import flatten, leaves
 from shampoo_fn.validate import require
 from shampoo_optim.chunks import Chunk, chunks, limit_of, mark_batch, tiles
 from shampoo_optim.configuration import Dials, backend, configured, constant, shape, values
@@ -69,8 +69,8 @@ class Storage:
         self._adopt(states)
         # steps on the host where reading them each time would wait for the device; None where they cannot be read at all
         self.counts = {key: _read(blocks.step) for key, blocks in self.state.stacks.items()}
-        elements = sum(param.numel() for param in self.params)
-        self.limit = limit_of(elements, compiled=self.backend is not None)
+        held = sum(leaf.nbytes for leaf in leaves(self.state.stacks))
+        self.limit = limit_of(held, compiled=self.backend is not None)
         shapes = {name: tuple(param.shape) for name, param in params.items()}
         # a tile's gradients are a view, those of a chunk of several a copy: in graphs a temporary more beside three
         limit = self.limit if self.backend is None else self.limit * 5 // 4

@@ -86,7 +86,7 @@ def _compiled(walk: _Walk, backend: str) -> _Walk:
 
     def call(stack: Stack, config: Config, state: BlockState, blocks: Blocks, norms: Tensor | None = None) -> Any:
         # a gradient that is not finite is masked inside the graph, and none is another graph
-        blocks = blocks._replace(all_alive=False)
+        blocks = blocks._replace(all_alive=False, own=False)
         mark_batch(tensor for tensor in (blocks.grads, blocks.alive, blocks.params, norms) if tensor is not None)
         return graph(stack, config, state, blocks, norms)
 

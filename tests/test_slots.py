@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.func import grad, jvp, vmap
 
-from shampoo_fn.slots import over_slots
+from shampoo_fn.slots import lerp_into, over_slots
 
 
 def whiten(tree: dict[str, Tensor], shift: Tensor) -> dict[str, Any]:
@@ -68,3 +68,19 @@ def test_an_error_leaves_no_level_behind() -> None:
         over_slots(failing)(torch.ones(2, 3))
     assert torch.equal(vmap(lambda block: block + 1)(torch.ones(2, 3)), torch.full((2, 3), 2.0))
     assert torch._C._functorch.maybe_current_level() is None
+
+
+@pytest.mark.parametrize("shape", [(), (3,), (3, 4)])
+def test_an_average_is_written_over_the_old_one(shape: tuple[int, ...]) -> None:
+    old, new, weight = torch.randn(5, *shape), torch.randn(5, *shape), torch.rand(5)
+    expected = vmap(torch.lerp)(old, new, weight)
+    whole = torch.cat([old, old])  # chunks of a state are views
+    returned = over_slots(lerp_into)(whole[:5], new, weight)
+    assert torch.equal(returned, expected)
+    assert torch.equal(whole, torch.cat([expected, old]))
+
+
+def test_an_average_of_what_is_the_same_for_all_blocks() -> None:
+    old, weight = torch.randn(5, 3), torch.tensor(0.3)
+    expected = torch.lerp(old, torch.ones(3), weight)
+    assert torch.equal(over_slots(lambda block: lerp_into(block, torch.ones(3), weight))(old), expected)
