@@ -55,13 +55,13 @@ def _cheapest(kind: type[Minimax] | type[CoupledNewton], n: int, p: int) -> Solv
 
 
 def scaling(n: int, *, threads: int, rounds: int) -> tuple[float, float, float]:
-    """How much faster 8 matrices per thread are on several threads: of the BLAS, ours (each over itself on one thread), and
-    how much faster as many processes that each solve 8 are than one: what the machine has to give.
+    """How much faster a batch is on several threads: of the BLAS, ours (each over itself on one thread), and how much faster
+    as many processes that each solve their part of it are than one: what the machine has to give.
 
     Upper quartiles, as what else runs on the machine can only slow one down.
     """
     rounds = max(rounds, 2)  # fewer have no quartile
-    matrices = _batch(8 * threads, n)
+    matrices = _batch(threads * _share(n), n)
     plain, ours = partial(torch.linalg.eigh, matrices.double()), partial(Eigh(), matrices, 1 / 4)
     blas: list[float] = []
     dealt: list[float] = []
@@ -94,11 +94,16 @@ def _processes(n: int, count: int, rounds: int) -> list[float]:
 
 def _solve_often(barrier: Barrier, results: "Queue[float]", n: int, rounds: int) -> None:
     torch.set_num_threads(1)
-    job = partial(Eigh(), _batch(8, n), 1 / 4)
+    job = partial(Eigh(), _batch(_share(n), n), 1 / 4)
     job()
     for _ in range(rounds):
         barrier.wait()
         results.put(_wall(job))
+
+
+def _share(n: int) -> int:
+    """Matrices for each thread: eight, or as many small ones as take as long as eight of 256."""
+    return max(8, 2**27 // n**3)
 
 
 def _batch(count: int, n: int) -> Tensor:

@@ -43,7 +43,7 @@ def adamw(shapes: Shapes, **options: Any) -> Callable[[], object]:
 def storage_of(step: Callable[[], object]) -> Storage:
     """The stacked state behind a step of Shampoo."""
     optimizer = step.__self__  # type: ignore[attr-defined]
-    ((storage, _),) = optimizer.storages(0, optimizer.param_groups[0])
+    ((storage, _),) = optimizer.stacked.of(0)
     assert isinstance(storage, Storage)
     return storage
 

@@ -18,7 +18,7 @@ from torch import Tensor
 from shampoo_fn.gram import gram
 from shampoo_fn.modes import FULL, ModeOptions, ModePlan, check_exponent, check_factors, frozen
 from shampoo_fn.preconditioner import Preconditioner, RootState
-from shampoo_fn.roots.eigh import Eigh
+from shampoo_fn.roots.auto import Auto
 from shampoo_fn.roots.solver import Roots, Solver
 from shampoo_fn.symmetric import packed, unpacked
 from shampoo_fn.transform import (
@@ -59,7 +59,7 @@ class Kronecker(Preconditioner):
     exponent: ModeOptions = None
     factors: ModeOptions = FULL
     max_full_dim: int | None = None
-    solver: Solver = Eigh()
+    solver: Solver = Auto()
     factor_dtype: torch.dtype | None = None
     root_dtype: torch.dtype | None = None
     bias_correction: bool = True
@@ -73,7 +73,7 @@ class Kronecker(Preconditioner):
         check_factors(self.factors)
         positive = self.max_full_dim is None or self.max_full_dim >= 1
         require(positive, "max_full_dim", self.max_full_dim, "an integer >= 1 or None")
-        require(isinstance(self.solver, Solver), "solver", self.solver, "a Solver, such as Eigh()")
+        require(isinstance(self.solver, Solver), "solver", self.solver, "a Solver, such as Auto()")
         wide = (None, torch.float32, torch.float64)
         require(self.factor_dtype in wide, "factor_dtype", self.factor_dtype, "torch.float32, torch.float64 or None")
         check_floating("root_dtype", self.root_dtype)

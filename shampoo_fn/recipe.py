@@ -18,7 +18,7 @@ from shampoo_fn.modes import ModeOptions
 from shampoo_fn.momentum import Momentum
 from shampoo_fn.preconditioned import Preconditioned
 from shampoo_fn.preconditioner import Identity, Preconditioner
-from shampoo_fn.roots.eigh import Eigh
+from shampoo_fn.roots.auto import Auto
 from shampoo_fn.roots.solver import Solver
 from shampoo_fn.scale import Scale
 from shampoo_fn.transform import Transform, Value, check_value
@@ -45,7 +45,7 @@ def shampoo(
     start_preconditioning_step: int = 1,
     staggered: bool = False,
     dense_until: int = 0,
-    solver: Solver = Eigh(),
+    solver: Solver = Auto(),
     max_preconditioner_dim: int = 1024,
     merge_dims: bool = True,
     large_dim: str = "block",

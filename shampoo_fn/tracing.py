@@ -28,6 +28,20 @@ def own_precision(tensor: Tensor) -> AbstractContextManager[None]:
     return torch.autocast(kind, enabled=False)
 
 
+def cuts_float32_short(kind: str) -> bool:
+    """Whether products of float32 matrices on this kind of device have fewer digits than float32.
+
+    As `torch.set_float32_matmul_precision("high")` or `"medium"` asks for: TF32 on CUDA, bfloat16 on some CPUs.
+    """
+    backend = {"cuda": torch.backends.cuda, "cpu": torch.backends.mkldnn}.get(kind)
+    if backend is None:
+        return False
+    setting = getattr(getattr(backend, "matmul", None), "fp32_precision", None)
+    if setting is None:  # before torch 2.9, where asking in this way raises if it was set in the newer one
+        return torch.get_float32_matmul_precision() != "highest"
+    return setting not in ("ieee", "none")
+
+
 def fixed(value: float) -> float:
     """`value` itself, for `torch.compile` a constant that is guarded on.
 

@@ -69,7 +69,7 @@ def diagnose(optimizer: Shampoo) -> Diagnosis:
     """Read the state of every parameter that has one, as far as this process holds it; an eigendecomposition per factor."""
     rows: dict[str, Row] = {}
     spectra: dict[str, Tensor] = {}
-    for storage, group in optimizer.held():
+    for storage, group in optimizer.stacked.held():
         ratios = _graft_ratios(storage, maximize=group["maximize"])
         for stack in storage.plan.stacks:
             leaves = flatten(storage.state.stacks[stack.key])

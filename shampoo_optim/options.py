@@ -93,7 +93,7 @@ DEFAULTS: dict[str, Any] = {name: _RECIPE[name] for name in SAME} | {
     "grafting_rms": 0.2,
     "epsilon": _RECIPE["solver"].epsilon,
     "relative_epsilon": _RECIPE["solver"].relative_epsilon,
-    "root_inv_method": "eigendecomposition",
+    "root_inv_method": "auto",
     "root_inv_dtype": None,
     "preconditioner_dtype": _RECIPE["factor_dtype"],
     "large_dim_method": _RECIPE["large_dim"],

@@ -1,6 +1,6 @@
 """The optimizer: groups of parameters, and one step of each; everything it knows is in `param_groups` and `state`."""
 
-from collections.abc import Callable, Hashable, Iterator, Mapping
+from collections.abc import Callable
 from copy import deepcopy
 from typing import Any, Unpack, overload
 
@@ -11,16 +11,15 @@ from torch.optim.optimizer import Optimizer, ParamsT
 
 from shampoo_fn import Config
 from shampoo_fn.validate import require
-from shampoo_optim.configuration import configured, initial_rate, structure, values
-from shampoo_optim.groups import by_device, params_of
+from shampoo_optim.configuration import configured, initial_rate, values
+from shampoo_optim.groups import params_of
 from shampoo_optim.loading import loaded_groups, loaded_state
 from shampoo_optim.migrate import options_like
-from shampoo_optim.naming import parameter_name
 from shampoo_optim.options import DEFAULTS, Options, plain
 from shampoo_optim.placement import Distribution, Local, Placement
 from shampoo_optim.settling import settled
+from shampoo_optim.stacked import Stacked
 from shampoo_optim.stepping import step
-from shampoo_optim.storage import Members, Storage
 from shampoo_optim.work import Work
 
 CACHE = "_storages"  # not pickled, not copied, rebuilt when needed
@@ -111,13 +110,13 @@ class Shampoo(Optimizer):
         return loss
 
     def _works(self) -> list[Work]:
-        for gone in [key for key in self.__dict__.get(CACHE, {}) if key[0] >= len(self.param_groups)]:
-            del self.__dict__[CACHE][gone]
         self.__dict__[SETTLED] = settled(self.param_groups, self.__dict__.get(SETTLED, ()), self._base)
+        stacked = self.stacked
+        stacked.forget()
         return [
             self.placement.work(storage, params, maximize=group["maximize"])
             for number, group in enumerate(self.param_groups)
-            for storage, params in self.storages(number, group)
+            for storage, params in stacked.of(number)
         ]
 
     @property
@@ -132,45 +131,11 @@ class Shampoo(Optimizer):
             self.__dict__.pop(CACHE, None)
         return placement
 
-    def storages(self, number: int, group: dict[str, Any]) -> Iterator[tuple[Storage, list[Tensor]]]:
-        """The stacked state of a group, device by device, and its parameters: those with a gradient or a state."""
-        # a parameter of no elements is nothing to optimize, a frozen one gets no state
-        active = [p for p in group["params"] if (p.grad is not None or self.state.get(p)) and p.numel()]
-        for device, params in by_device(active).items():
-            storage = self._storage(number, group, params, device)
-            storage.turn_dials(group)
-            yield storage, params
-
-    def held(self) -> Iterator[tuple[Storage, Mapping[str, Any]]]:
-        """The stacked state that there is, and its group, for a look: a copy where the next step would stack it anew."""
-        for number, group in enumerate(self.param_groups):
-            for device, params in by_device(p for p in group["params"] if self.state.get(p)).items():
-                storage, states = self.__dict__.get(CACHE, {}).get((number, device)), [self.state[p] for p in params]
-                if storage is None or not storage.current(params, states, storage.key):
-                    copies = [dict(each) for each in states]
-                    storage = self.placement.storage(self._members(number, group, params, copies, structure(group)))
-                    storage.turn_dials(group)
-                yield storage, group
-
-    def _storage(self, number: int, group: dict[str, Any], params: list[Tensor], device: torch.device) -> Storage:
-        storages: dict[Any, Storage] = self.__dict__.setdefault(CACHE, {})
-        states, key = [self.state[p] for p in params], structure(group)
-        before = storages.get((number, device))
-        if before is not None and before.current(params, states, key):
-            return before
-        if before is not None and any(states) and not {*map(id, before.params)}.isdisjoint(map(id, params)):
-            before.check_shape(group)
-        storage = storages[number, device] = self.placement.storage(self._members(number, group, params, states, key))
-        if before is not None and before.key == key:
-            storage.graphs = before.graphs  # of the same transforms, whatever parameters they serve
-        return storage
-
-    def _members(
-        self, number: int, group: dict[str, Any], params: list[Tensor], states: list[dict[str, Any]], key: Hashable
-    ) -> Members:
-        place = {p: i for i, p in reversed(list(enumerate(group["params"])))}
-        named = {parameter_name(self.param_groups, number, place[p]): p for p in params}
-        return Members(named, states, group, self._base, key)
+    @property
+    def stacked(self) -> Stacked:
+        """The state as steps have it: of all parameters of a group together."""
+        placement = self.placement  # which may drop what was kept
+        return Stacked(self.param_groups, self.state, placement, self._base, self.__dict__.setdefault(CACHE, {}))
 
     @property
     def _base(self) -> Config | None:

@@ -70,7 +70,7 @@ WRONG: list[tuple[Callable[..., Any], str, Any, str]] = [
     *((Kronecker, "factors", wrong, "'diagonal'") for wrong in ("none", None, 1)),
     (lambda factors: Kronecker(factors={3: factors}), "factors", ("full", "skip"), "3 modes"),
     (Kronecker, "max_full_dim", 0, ">= 1"),
-    (Kronecker, "solver", "eigh", "Eigh()"),
+    (Kronecker, "solver", "eigh", "Auto()"),
     *((Kronecker, "factor_dtype", wrong, "torch.float32") for wrong in (torch.bfloat16, torch.float16, torch.int64)),
     (Kronecker, "root_dtype", torch.int32, "floating"),
     *((make, "relative_epsilon", -1e-6, ">= 0") for make in (Eigh, CoupledNewton, PseudoInverse)),
@@ -133,7 +133,7 @@ WRONG: list[tuple[Callable[..., Any], str, Any, str]] = [
     *((shampoo, "start_preconditioning_step", wrong, ">= 1") for wrong in (0, "1")),
     (shampoo, "staggered", "yes", "True or False"),
     (shampoo, "dense_until", -1, ">= 0"),
-    (shampoo, "solver", "eigh", "Eigh()"),
+    (shampoo, "solver", "eigh", "Auto()"),
     (shampoo, "max_preconditioner_dim", 0, ">= 1"),
     *(
         (partial(shampoo, large_dim=large_dim), "max_preconditioner_dim", wrong, ">= 1")

@@ -11,7 +11,7 @@ from shampoo_fn.gram import gram
 from shampoo_fn.roots.derivative import linearised
 from shampoo_fn.roots.residual import checked
 from shampoo_fn.roots.ridge import Ridged, add_ridge, power, restore, times
-from shampoo_fn.roots.solver import Roots, Solver, check_dtype, each_by_threads
+from shampoo_fn.roots.solver import Roots, Solver, check_dtype, each_by_threads, working_dtype
 from shampoo_fn.tracing import is_traced
 from shampoo_fn.validate import require
 
@@ -51,8 +51,9 @@ class Eigh(Solver):
         return each_by_threads(self._solve, matrices, exponent, boost)
 
     def _solve(self, matrices: Tensor, exponent: float, boost: Tensor | None) -> Roots:
+        work = working_dtype(self.dtype, matrices)
         problem = add_ridge(
-            matrices, self.dtype, relative_epsilon=self.relative_epsilon, epsilon=self.epsilon, boost=boost, looking=True
+            matrices, work, relative_epsilon=self.relative_epsilon, epsilon=self.epsilon, boost=boost, looking=True
         )
         large = not self.exact_derivative and _is_large(problem.matrices)
         roots, lift = self._roots(problem, exponent, _eigh_in_place if large else eigendecomposition)

@@ -10,7 +10,7 @@ from shampoo_fn.roots.polynomial import Product, evaluate
 from shampoo_fn.roots.residual import checked
 from shampoo_fn.roots.ridge import add_ridge, power
 from shampoo_fn.roots.schedule import PRODUCTS_TO_COUPLE, Steps, schedule
-from shampoo_fn.roots.solver import Roots, Solver, check_dtype, each_by_threads, wide_dtype
+from shampoo_fn.roots.solver import Roots, Solver, check_dtype, each_by_threads, wide_dtype, working_dtype
 from shampoo_fn.roots.split_matmul import SPLITS
 from shampoo_fn.tracing import fixed
 from shampoo_fn.validate import require
@@ -68,7 +68,9 @@ class Minimax(Solver):
 
     def _solve(self, matrices: Tensor, exponent: float, boost: Tensor | None) -> Roots:
         p = self.root(exponent)
-        dtype = self.dtype or torch.promote_types(matrices.dtype, torch.float32)
+        wanted = self.dtype or torch.promote_types(matrices.dtype, torch.float32)
+        # products of half-precision parts are what they are on CUDA; on a CPU float32 stands in for them
+        dtype = wanted if self.split != "none" and matrices.is_cuda else working_dtype(wanted, matrices)
         problem = add_ridge(
             matrices, wide_dtype(matrices), relative_epsilon=self.relative_epsilon, epsilon=self.epsilon, boost=boost
         )

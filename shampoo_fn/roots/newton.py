@@ -8,7 +8,7 @@ from torch import Tensor
 
 from shampoo_fn.roots.residual import checked
 from shampoo_fn.roots.ridge import add_ridge, spectral_bound
-from shampoo_fn.roots.solver import Roots, Solver, check_batch, check_dtype
+from shampoo_fn.roots.solver import Roots, Solver, check_batch, check_dtype, working_dtype
 from shampoo_fn.validate import require
 
 
@@ -42,7 +42,7 @@ class CoupledNewton(Solver):
         check_batch(matrices)
         problem = add_ridge(
             matrices,
-            self.dtype,
+            working_dtype(self.dtype, matrices),
             relative_epsilon=self.relative_epsilon,
             epsilon=self.epsilon,
             boost=boost,

@@ -8,7 +8,7 @@ from torch import Tensor
 from shampoo_fn.roots.eigh import eigendecomposition
 from shampoo_fn.roots.residual import handed_out, probe_vectors, residual
 from shampoo_fn.roots.ridge import add_ridge, power, scale_of_diagonal
-from shampoo_fn.roots.solver import Roots, Solver, check_dtype, each_by_threads
+from shampoo_fn.roots.solver import Roots, Solver, check_dtype, each_by_threads, working_dtype
 from shampoo_fn.validate import require
 
 
@@ -36,7 +36,8 @@ class PseudoInverse(Solver):
         return each_by_threads(self._solve, matrices, exponent, boost)
 
     def _solve(self, matrices: Tensor, exponent: float, boost: Tensor | None) -> Roots:
-        problem = add_ridge(matrices, self.dtype, relative_epsilon=self.relative_epsilon, epsilon=self.epsilon, looking=True)
+        work = working_dtype(self.dtype, matrices)
+        problem = add_ridge(matrices, work, relative_epsilon=self.relative_epsilon, epsilon=self.epsilon, looking=True)
         eigenvalues, eigenvectors = eigendecomposition(problem.matrices)
         cutoff = self._cutoff(eigenvalues[:, -1:], boost)
         kept = eigenvalues > cutoff

@@ -8,7 +8,7 @@ from torch import Tensor
 from shampoo_fn.roots.partial_fractions import Fractions, partial_fractions
 from shampoo_fn.roots.residual import checked
 from shampoo_fn.roots.ridge import add_ridge
-from shampoo_fn.roots.solver import Roots, Solver, check_batch, check_dtype, wide_dtype
+from shampoo_fn.roots.solver import Roots, Solver, check_batch, check_dtype, wide_dtype, working_dtype
 from shampoo_fn.tracing import fixed
 from shampoo_fn.validate import require
 
@@ -43,7 +43,7 @@ class Rational(Solver):
 
     def __call__(self, matrices: Tensor, exponent: float, boost: Tensor | None = None) -> Roots:
         check_batch(matrices)
-        dtype = self.dtype or torch.promote_types(matrices.dtype, torch.float32)
+        dtype = working_dtype(self.dtype, matrices)
         problem = add_ridge(
             matrices, wide_dtype(matrices), relative_epsilon=self.relative_epsilon, epsilon=self.epsilon, boost=boost
         )

@@ -33,12 +33,12 @@ class Ridged(NamedTuple):
 
 
 def negligible(*dtypes: torch.dtype) -> float:
-    """Largest entry up to which a factor counts as zero: `tiny / eps`, 1e-31 in float32.
+    """Largest entry up to which a factor counts as zero: a thousand of the least normal numbers, 1e-35 in float32.
 
-    Below it entries next to the largest lose digits, and a factor without gradients decays there in the end: its matrix is no
-    longer semi-definite, and dividing by its scale overflows.
+    A factor without gradients decays there in the end. What an average rounds away is a subnormal, 1e-45, at every step; near
+    the least normal number that leaves no semi-definite matrix, and dividing by its scale overflows.
     """
-    return max(torch.finfo(dtype).tiny / torch.finfo(dtype).eps for dtype in dtypes)
+    return max(2**10 * torch.finfo(dtype).tiny for dtype in dtypes)
 
 
 def magnitude(matrices: Tensor) -> Tensor:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from shampoo_fn.roots.ridge import ridged_diagonal
 from shampoo_fn.roots.threaded import by_threads
-from shampoo_fn.tracing import is_traced
+from shampoo_fn.tracing import constant_result, cuts_float32_short, is_traced
 from shampoo_fn.validate import require
 
 
@@ -70,6 +70,18 @@ def check_batch(matrices: Tensor) -> None:
 def wide_dtype(tensor: Tensor) -> torch.dtype:
     """float64 where the tensor's device has it: everywhere but on Apple's."""
     return torch.float32 if tensor.device.type == "mps" else torch.float64
+
+
+def working_dtype(dtype: torch.dtype | None, matrices: Tensor) -> torch.dtype:
+    """The dtype to work in: `dtype`, or the matrices' own, at least float32; float64 for a float32 that torch cuts short.
+
+    A ridge of 1e-6 needs all digits of float32. With the operands of its products in TF32 or bfloat16 no root is found.
+    """
+    wanted = dtype or torch.promote_types(matrices.dtype, torch.float32)
+    return torch.float64 if wanted == torch.float32 and _cut_short(matrices.device.type) else wanted
+
+
+_cut_short = constant_result(cuts_float32_short)  # torch.compile guards on these settings by itself
 
 
 def each_by_threads(

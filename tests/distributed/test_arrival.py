@@ -75,7 +75,7 @@ def stored(options: dict[str, object]) -> Storage:
     params, optimizer = build(options, None)
     for grads in grads_for(params, 4):
         take(optimizer, params, grads)
-    ((storage, _),) = optimizer.storages(0, optimizer.param_groups[0])
+    ((storage, _),) = optimizer.stacked.of(0)
     return storage
 
 

@@ -85,7 +85,7 @@ def test_the_bytes_of_a_refresh_are_those_of_the_buffer_that_the_exchange_makes(
     optimizer = Shampoo(params.items(), **SMALL, staggered=staggered)
     for param in params.values():
         param.grad = torch.ones_like(param)
-    ((storage, _),) = optimizer.storages(0, optimizer.param_groups[0])
+    ((storage, _),) = optimizer.stacked.of(0)
     plan = Plan(storage.plan, storage.config, ranks, dtype)
     tiles = tiles_of(storage)
     for turn, size in plan.bytes_per_refresh.items():

@@ -252,7 +252,7 @@ def test_a_config_takes_rates_of_numpy() -> None:
 
 def test_names_configure_everything() -> None:
     params = list(parameters().values())
-    by_name = Shampoo(params, grafting_type="adam", root_inv_dtype="float32", root_inv_method="EIGENDECOMPOSITION")
+    by_name = Shampoo(params, grafting_type="adam", root_inv_dtype="float32", root_inv_method="AUTO")
     by_value = Shampoo(params, grafting_type=GraftingType.ADAM, root_inv_dtype=torch.float32)
     assert by_name.param_groups == by_value.param_groups
     assert by_name.param_groups[0]["grafting_type"] == "ADAM"

@@ -1,5 +1,6 @@
 """What an inverse root is, for random factors."""
 
+import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
@@ -8,7 +9,7 @@ from torch import Tensor
 from shampoo_fn.roots.eigh import Eigh
 from shampoo_fn.roots.minimax import Minimax
 from shampoo_fn.roots.ridge import add_ridge
-from tests.roots.suite import normal, with_spectrum
+from tests.roots.suite import geometric, normal, with_spectrum
 
 RIDGE = 1e-6
 
@@ -52,6 +53,13 @@ def test_rotating_the_factor_rotates_the_root_but_for_the_ridge(n: int, decades:
     rotated = solver((rotation @ matrix @ rotation.mT)[None], 1 / p).roots[0]
     scale = root.abs().max().item()
     torch.testing.assert_close(rotated, rotation @ root @ rotation.mT, rtol=0, atol=1e-7 * scale)
+
+
+@pytest.mark.parametrize("scale", [2.0**-100, 2.0**100])
+def test_nor_is_a_large_factor_of_float32_ever_too_small(scale: float) -> None:
+    matrix = geometric(512, 1e8).float()[None]
+    root, scaled = Eigh()(matrix, 1 / 4).roots, Eigh()(scale * matrix, 1 / 4).roots
+    assert (scaled * scale**0.25 - root).norm() < 1e-6 * root.norm()
 
 
 @given(n=sizes, decades=st.floats(0, 10), seed=seeds, p=roots, scale=powers_of_two)

@@ -1,0 +1,72 @@
+"""The stacked state of all groups: made when it is first asked for, and anew when something it follows from was replaced."""
+
+from collections.abc import Hashable, Iterator, Mapping, MutableMapping, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from shampoo_fn import Config
+from shampoo_optim.configuration import structure
+from shampoo_optim.groups import by_device
+from shampoo_optim.naming import parameter_name
+from shampoo_optim.placement import Placement
+from shampoo_optim.storage import Members, Storage
+
+Group = dict[str, Any]
+Kept = dict[tuple[int, torch.device], Storage]  # by the number of the group and the device
+
+
+class Stacked(NamedTuple):
+    """An optimizer's groups and state, and what is kept of them between steps."""
+
+    groups: Sequence[Group]
+    state: MutableMapping[Tensor, Any]
+    placement: Placement
+    base: Config | None
+    kept: Kept
+
+    def forget(self) -> None:
+        """Let go of what belongs to groups that are no more."""
+        for gone in [key for key in self.kept if key[0] >= len(self.groups)]:
+            del self.kept[gone]
+
+    def of(self, number: int) -> Iterator[tuple[Storage, list[Tensor]]]:
+        """The storages of a group, device by device, and its parameters: those with a gradient or a state."""
+        group = self.groups[number]
+        # a parameter of no elements is nothing to optimize, a frozen one gets no state
+        active = [p for p in group["params"] if (p.grad is not None or self.state.get(p)) and p.numel()]
+        for device, params in by_device(active).items():
+            storage = self._current(number, params, device)
+            storage.turn_dials(group)
+            yield storage, params
+
+    def held(self) -> Iterator[tuple[Storage, Mapping[str, Any]]]:
+        """The storages that there are, and their groups, for a look: a copy where the next step would stack one anew."""
+        for number, group in enumerate(self.groups):
+            for device, params in by_device(p for p in group["params"] if self.state.get(p)).items():
+                storage, states = self.kept.get((number, device)), [self.state[p] for p in params]
+                if storage is None or not storage.current(params, states, storage.key):
+                    copies = [dict(each) for each in states]
+                    storage = self.placement.storage(self._members(number, params, copies, structure(group)))
+                    storage.turn_dials(group)
+                yield storage, group
+
+    def _current(self, number: int, params: list[Tensor], device: torch.device) -> Storage:
+        group = self.groups[number]
+        states, key = [self.state[p] for p in params], structure(group)
+        before = self.kept.get((number, device))
+        if before is not None and before.current(params, states, key):
+            return before
+        if before is not None and any(states) and not {*map(id, before.params)}.isdisjoint(map(id, params)):
+            before.check_shape(group)
+        storage = self.kept[number, device] = self.placement.storage(self._members(number, params, states, key))
+        if before is not None and before.key == key:
+            storage.graphs = before.graphs  # of the same transforms, whatever parameters they serve
+        return storage
+
+    def _members(self, number: int, params: list[Tensor], states: list[dict[str, Any]], key: Hashable) -> Members:
+        group = self.groups[number]
+        place = {p: i for i, p in reversed(list(enumerate(group["params"])))}
+        named = {parameter_name(self.groups, number, place[p]): p for p in params}
+        return Members(named, states, group, self.base, key)
