@@ -15,6 +15,7 @@ from shampoo_fn.layout import Stack
 from shampoo_fn.lift import Changes, install_in_stack, jobs_of_stack, taken
 from shampoo_fn.roots.crew import most_threads, work_off
 from shampoo_fn.roots.solver import Roots
+from shampoo_fn.roots.threaded import WORTH_HELP
 from shampoo_fn.solve import Job, batched
 from shampoo_fn.state import BlockState
 from shampoo_fn.transform import RootSpec
@@ -44,14 +45,15 @@ def refuse_failures(storage: Storage) -> None:
 
 def refresh_slots(storage: Storage, wanted: Due) -> None:
     """New roots for these slots."""
-    threads = most_threads()
     if not _separable(storage, wanted):
-        for batch in batches(wanted, storage.limit, threads):
+        # solvers on a CPU may have threads of their own: fewer factors at once would leave some without
+        least = most_threads() if storage.params[0].device.type == "cpu" else 1
+        for batch in batches(wanted, storage.limit, least):
             _refresh(storage, batch)
         return
     # the largest first, so that nobody begins one while the others are done
     parts = sorted(batches(wanted, storage.limit), key=_cost, reverse=True)
-    work_off([partial(_refresh, storage, part) for part in parts])
+    work_off([partial(_refresh, storage, part) for part in parts], helped=sum(map(_cost, parts)) >= WORTH_HELP)
 
 
 def _refresh(storage: Storage, batch: Due) -> None:

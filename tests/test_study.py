@@ -15,7 +15,8 @@ from torch import Tensor
 
 from benchmarks.schedule import WarmupCosine
 from benchmarks.study import arguments, main, possible, runs_of
-from benchmarks.study_contenders import configuration, train
+from benchmarks.study_configuration import configuration
+from benchmarks.study_contenders import train
 from benchmarks.study_experiments import EXPERIMENTS
 from benchmarks.study_extras import NoisyRoots, ShapedRMS, SmallSide, SparseStatistics
 from benchmarks.study_goals import goals

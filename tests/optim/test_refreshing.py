@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn import Parameter
 
 from shampoo_fn import Eigh, Roots, shampoo
-from shampoo_optim import Shampoo, chunks
+from shampoo_optim import Shampoo, chunks, refreshing
 from tests.optim.support import grads_for, parameters, snapshot, walk
 from tests.support import assert_identical
 
@@ -20,6 +20,7 @@ SHAPES = {"tall": (24, 8), "wide": (8, 24), "square": (16, 16), "vector": (5,)}
 @pytest.fixture(autouse=True)
 def small_parts(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setattr(chunks, "SMALLEST_LIMIT", 1)
+    monkeypatch.setattr(refreshing, "WORTH_HELP", 0)
     before = torch.get_num_threads()
     yield
     torch.set_num_threads(before)
@@ -66,6 +67,15 @@ def test_the_bits_are_those_of_one_thread(threads: int) -> None:
         walk(optimizer, params, grads_for(params, 4))
         walks.append(snapshot(params, optimizer))
     assert_identical(*walks)
+
+
+def test_a_little_work_is_not_worth_a_thread(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.undo()  # all that the fixture changed
+    torch.set_num_threads(2)
+    workers: set[threading.Thread] = set()
+    optimizer, params = optimizer_of(Watched(look=lambda: workers.add(threading.current_thread())))
+    walk(optimizer, params, grads_for(params, 2))
+    assert workers == {threading.current_thread()}
 
 
 def test_an_error_in_a_thread_is_raised_and_the_next_step_goes_on() -> None:
