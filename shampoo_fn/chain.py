@@ -64,6 +64,7 @@ class Chain(Transform):
         """The link with statistics, and the update as it arrives there; states on the way are `update`'s to keep."""
         if not self.has_statistics:
             return None
+        clock = clock._replace(own=False)
         for name, link in self.links:
             if link.has_statistics:
                 return name, link, update

@@ -74,6 +74,4 @@ def rescaled(update: Tensor, norm: Tensor, current: Tensor) -> Tensor:
     counts as zero, instead of being blown up to the wanted norm by a meaningless quotient.
     """
     usable = (current > 0) & norm.isfinite() & current.isfinite()
-    scaled = update * torch.where(usable, torch.where(usable, norm, 0.0) / torch.where(usable, current, 1.0), 0.0)
-    # with roots of four modes and more a direction grows like |g|^-3, and infinity times zero is no zero; a pass more
-    return torch.where(usable, scaled, 0.0) if update.dim() > 3 else scaled
+    return update * torch.where(usable, torch.where(usable, norm, 0.0) / torch.where(usable, current, 1.0), 0.0)

@@ -6,6 +6,7 @@ lifts these functions over stacks of equal blocks with `torch.func.vmap`.
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
+from dataclasses import is_dataclass
 from typing import Any, NamedTuple
 
 import torch
@@ -28,7 +29,7 @@ class Clock(NamedTuple):
     ready: Tensor | bool  # 0-d bool: whether preconditioning has started (step >= start). True if known
     norms: Tensor | tuple[()] = ()  # [2] norms of direction and magnitude over the whole parameter, if asked for
     certain: bool = False  # whether `alive` is known to hold, so that nothing need be selected by it
-    own: bool = False  # whether averages in the state may be written over: the caller has no other use for them
+    own: bool = False  # whether averages in the state may be written over: what is returned is kept, and nothing else
 
 
 class Request(NamedTuple):
@@ -104,6 +105,15 @@ class Transform(Rooted, ABC):
     def has_statistics(self) -> bool:
         """Whether `accumulate` does anything."""
         return False
+
+
+def is_of_package(member: object) -> bool:
+    """Whether a transform, or whatever else takes part in a step, and all that it is made of are this package's own."""
+    if isinstance(member, tuple):
+        return all(map(is_of_package, member))
+    known = not isinstance(member, Rooted) or type(member).__module__.partition(".")[0] == __package__
+    parts = tuple(vars(member).values()) if isinstance(member, Rooted) or is_dataclass(member) else ()
+    return known and is_of_package(parts)
 
 
 def value_at(value: Value, step: Tensor) -> Any:

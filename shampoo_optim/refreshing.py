@@ -51,9 +51,27 @@ def refresh_slots(storage: Storage, wanted: Due) -> None:
         for batch in batches(wanted, storage.limit, least):
             _refresh(storage, batch)
         return
+    helped = _cost(wanted) >= WORTH_HELP
+    threads = most_threads() if helped else 1
     # the largest first, so that nobody begins one while the others are done
-    parts = sorted(batches(wanted, storage.limit), key=_cost, reverse=True)
-    work_off([partial(_refresh, storage, part) for part in parts], helped=sum(map(_cost, parts)) >= WORTH_HELP)
+    parts = sorted(batches(wanted, min(storage.limit, _elements(wanted) // threads)), key=_cost, reverse=True)
+    if len(parts) < threads:
+        _refresh_by_factor(storage, wanted)
+    else:
+        work_off([partial(_refresh, storage, part) for part in parts], helped=helped)
+
+
+def _refresh_by_factor(storage: Storage, wanted: Due) -> None:
+    """For fewer blocks than threads: a thread takes the roots of one mode."""
+    asked = [jobs_at(storage, stack, slots) for stack, slots in wanted]
+    found: dict[tuple[int, str], Roots] = {}
+
+    def root(place: int, path: str) -> None:
+        found[place, path] = batched([asked[place][path]])[0]
+
+    work_off([partial(root, place, path) for place, jobs in enumerate(asked) for path in jobs])
+    for place, (stack, slots) in enumerate(wanted):
+        install_at(storage, stack, slots, {path: found[place, path] for path in asked[place]})
 
 
 def _refresh(storage: Storage, batch: Due) -> None:
@@ -88,6 +106,11 @@ def _separable(storage: Storage, wanted: Due) -> bool:
         and all(spec.solver.separable(stack.device, spec.exponent) for spec in _specs(stack))
         for stack, _ in wanted
     )
+
+
+def _elements(batch: Due) -> int:
+    """The numbers in the factors of these slots."""
+    return sum(len(slots) * sum(spec.n**2 if spec.full else spec.n for spec in _specs(stack)) for stack, slots in batch)
 
 
 def _cost(batch: Due) -> int:
@@ -131,8 +154,7 @@ def batches(wanted: Due, limit: int, least: int = 1) -> Iterator[Due]:
     batch: Due = []
     filled = count = 0
     for stack, slots in wanted:
-        specs = _specs(stack)
-        each = sum(spec.n**2 if spec.full else spec.n for spec in specs)
+        specs, each = _specs(stack), _elements([(stack, slots[:1])])
         for slot in slots:
             if batch and filled + each > limit and count >= least:
                 yield batch

@@ -7,7 +7,6 @@ from torch import Tensor
 
 from shampoo_fn.diagonal import differentiable_sqrt
 from shampoo_fn.lift import Blocks, guarded, norms_of_stack
-from shampoo_fn.tracing import is_traced
 from shampoo_optim.chunks import Chunk
 from shampoo_optim.placement import Placement
 from shampoo_optim.turns import count
@@ -73,7 +72,7 @@ def blocks_of(work: Work, chunk: Chunk) -> Blocks:
     grads = work.grads.blocks(chunk)
     params = work.params.blocks(chunk) if config.transform.reads_params else None
     blocks = guarded(chunk.stack, config, chunk.state.links, -grads if work.maximize else grads, params)
-    return blocks._replace(own=not is_traced(chunk.state.step))
+    return blocks._replace(own=work.storage.own)
 
 
 def _norms(work: Work) -> Mapping[str, Tensor]:

@@ -16,6 +16,7 @@ from shampoo_fn.checks import check_grads
 from shampoo_fn.layout import Layout, layout
 from shampoo_fn.state import check_tensor
 from shampoo_fn.tracing import is_traced
+from shampoo_fn.transform import is_of_package
 from shampoo_fn.tree import flatten, leaves
 from shampoo_fn.validate import require
 from shampoo_optim.chunks import Chunk, chunks, limit_of, mark_batch, tiles
@@ -69,6 +70,8 @@ class Storage:
         self._adopt(states)
         # steps on the host where reading them each time would wait for the device; None where they cannot be read at all
         self.counts = {key: _read(blocks.step) for key, blocks in self.state.stacks.items()}
+        # averages are written in place where that cannot be seen: others may read an old one once more, or drop a new one
+        self.own = is_of_package(self.config.transform) and None not in self.counts.values()
         held = sum(leaf.nbytes for leaf in leaves(self.state.stacks))
         self.limit = limit_of(held, compiled=self.backend is not None)
         shapes = {name: tuple(param.shape) for name, param in params.items()}

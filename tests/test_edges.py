@@ -170,3 +170,15 @@ def test_half_precision_is_worked_in_single(solver: Solver, dtype: torch.dtype) 
     roots, residuals = solver(wishart(6).to(dtype)[None], 0.5)
     assert roots.dtype == dtype
     assert residuals < 0.1
+
+
+@pytest.mark.parametrize("exponent", [0.75, 1.0])
+@pytest.mark.parametrize("shape", [(24, 16), (8, 6, 5)])
+def test_directions_that_overflow_count_as_zero(shape: tuple[int, ...], exponent: float) -> None:
+    config = shampoo(1e-2, exponent=exponent, merge_dims=False)
+    for decade in range(-20, -9):
+        params = {"w": torch.zeros(shape)}
+        state = init_state(params, config)
+        for _ in range(3):
+            updates, state = update({"w": torch.randn(shape) * 10.0**decade}, state, config, params)
+            assert updates["w"].isfinite().all()

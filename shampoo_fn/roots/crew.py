@@ -7,13 +7,15 @@ number that threads started later begin with. Both are put back, even after an e
 so callers take turns (they would compete for the same cores); a foreign thread that first uses torch in between keeps one.
 """
 
+import time
 from collections.abc import Callable, Sequence
 from queue import Empty, SimpleQueue
-from threading import Lock, Thread, local
+from threading import Event, Lock, Thread, local
 
 import torch
 
 TURN = Lock()
+LONGEST_START = 0.5  # seconds that a new thread may take to run
 _HERE = local()  # `member`: whether this thread works in a crew at the moment
 
 
@@ -46,32 +48,65 @@ class _Crew:
             self.waiting.put(task)
         self.errors: list[BaseException] = []
         self.initial: SimpleQueue[int] = SimpleQueue()  # the thread counts that helpers began with
+        self.helpers: list[tuple[Thread, Event]] = []  # the event: that it does nothing any more
         self.modes = torch.is_inference_mode_enabled(), torch.is_grad_enabled()
 
     def run(self, threads: int, allowed: int) -> None:
-        helpers = [Thread(target=self._help) for _ in range(threads - 1)]
         initial = allowed
         try:
-            for helper in helpers:
-                helper.start()
-            if helpers:
+            if self._call_helpers(threads - 1):
                 initial = self.initial.get()
             if allowed > 1:
                 torch.set_num_threads(1)
             self._work()
-            for helper in helpers:
-                helper.join()
-            if self.errors:
-                raise self.errors[0]
+        except BaseException as error:  # noqa: BLE001  # an interrupt, raised below as soon as nobody works any more
+            self.errors.append(error)
         finally:
+            self._dismiss()
+            if not self.initial.empty():  # it was interrupted before it had asked
+                initial = self.initial.get()
             if allowed > 1:
                 torch.set_num_threads(allowed)
             if initial != allowed:  # somebody else has to say so, because whoever says it takes it for himself
                 messenger = Thread(target=torch.set_num_threads, args=(initial,))
                 messenger.start()
                 messenger.join()
+        if self.errors:
+            raise self.errors[0]
 
-    def _help(self) -> None:
+    def _call_helpers(self, count: int) -> int:
+        """Start so many threads, or as many as there may be."""
+        for _ in range(count):
+            done = Event()
+            self.helpers.append((Thread(target=self._help, args=(done,)), done))
+            try:
+                self.helpers[-1][0].start()
+            except RuntimeError:  # the system has no more threads to give: the others do the work
+                self.helpers.pop()
+                break
+        return len(self.helpers)
+
+    def _dismiss(self) -> None:
+        """Wait for all helpers, whatever interrupts that: they write into results, and say how many threads there are."""
+        while self.helpers:
+            try:
+                helper, done = self.helpers[-1]
+                if helper.ident is None:  # the interrupt came while it was started
+                    time.sleep(LONGEST_START)
+                if helper.ident is not None:
+                    done.wait()  # not `join`, which an interrupt makes believe that the thread has ended (Python 3.11)
+                    helper.join()
+                self.helpers.pop()
+            except BaseException as error:  # noqa: BLE001  # raised in the end
+                self.errors.append(error)
+
+    def _help(self, done: Event) -> None:
+        try:
+            self._as_helper()
+        finally:
+            done.set()
+
+    def _as_helper(self) -> None:
         # A thread's first operation sets its counts to those of the process: asking for them is such a first operation, and
         # must come before they are set. The first number in the queue was read before anybody set one: all report first.
         self.initial.put(torch.get_num_threads())

@@ -45,7 +45,8 @@ class Eigh(Solver):
         return self.exact_derivative
 
     def separable(self, device: torch.device, exponent: float) -> bool:
-        return device.type == "cpu"  # tested with MKL
+        # tested with MKL; what is derived from this may have threads or a state of its own
+        return device.type == "cpu" and type(self) is Eigh
 
     def __call__(self, matrices: Tensor, exponent: float, boost: Tensor | None = None) -> Roots:
         return each_by_threads(self._solve, matrices, exponent, boost)

@@ -30,7 +30,7 @@ class PseudoInverse(Solver):
         require(0.0 < self.rank_tolerance < 1.0, "rank_tolerance", self.rank_tolerance, "a number in (0, 1)")
 
     def separable(self, device: torch.device, exponent: float) -> bool:
-        return device.type == "cpu"  # tested with MKL
+        return device.type == "cpu" and type(self) is PseudoInverse  # see `Eigh`
 
     def __call__(self, matrices: Tensor, exponent: float, boost: Tensor | None = None) -> Roots:
         return each_by_threads(self._solve, matrices, exponent, boost)

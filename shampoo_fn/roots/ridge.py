@@ -33,12 +33,12 @@ class Ridged(NamedTuple):
 
 
 def negligible(*dtypes: torch.dtype) -> float:
-    """Largest entry up to which a factor counts as zero: a thousand of the least normal numbers, 1e-35 in float32.
+    """Largest entry up to which a factor counts as zero: 2^20 times the least normal number, 1e-32 in float32.
 
-    A factor without gradients decays there in the end. What an average rounds away is a subnormal, 1e-45, at every step; near
-    the least normal number that leaves no semi-definite matrix, and dividing by its scale overflows.
+    A factor without gradients decays there in the end. Near the least normal number averages round to what is no longer
+    semi-definite, and dividing by its scale overflows; and (ridge scale)^-1, the largest entry that a root may have, would.
     """
-    return max(2**10 * torch.finfo(dtype).tiny for dtype in dtypes)
+    return max(2**20 * torch.finfo(dtype).tiny for dtype in dtypes)
 
 
 def magnitude(matrices: Tensor) -> Tensor:

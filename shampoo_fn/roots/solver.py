@@ -47,7 +47,7 @@ class Solver(ABC):
         return ridged_diagonal(diagonals, exponent, relative_epsilon=self.relative_epsilon, epsilon=self.epsilon, boost=boost)
 
     def separable(self, device: torch.device, exponent: float) -> bool:
-        """Whether a root has the same bits there whatever is solved with it, and by however many threads."""
+        """Whether a root has the same bits there whatever is solved with it, and several threads may call this at once."""
         return False
 
     @property
@@ -81,7 +81,8 @@ def working_dtype(dtype: torch.dtype | None, matrices: Tensor) -> torch.dtype:
     return torch.float64 if wanted == torch.float32 and _cut_short(matrices.device.type) else wanted
 
 
-_cut_short = constant_result(cuts_float32_short)  # torch.compile guards on these settings by itself
+# torch.compile guards on `torch.set_float32_matmul_precision`; what is set otherwise, after compiling, it does not see
+_cut_short = constant_result(cuts_float32_short)
 
 
 def each_by_threads(

@@ -1,13 +1,32 @@
 """The wrapper has no mathematics of its own: every number equals the functional API's, to the bit."""
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
-from shampoo_fn import Adagrad, Adam, Config, Identity, RMSprop, apply_updates, init_state, shampoo, to_dict, update
+from shampoo_fn import (
+    EMA,
+    Adagrad,
+    Adam,
+    Chain,
+    Config,
+    Graft,
+    Identity,
+    Kronecker,
+    Preconditioned,
+    RMSprop,
+    Scale,
+    apply_updates,
+    init_state,
+    shampoo,
+    to_dict,
+    update,
+)
+from shampoo_fn.transform import Clock, Transform
 from shampoo_optim import GraftingType, Shampoo, chunks
 from tests.cases import every_case
 from tests.optim.support import BUSY, SHAPES, grads_for, parameters
@@ -99,3 +118,32 @@ def test_a_changing_lr_is_the_functional_schedule() -> None:
         updates, state = update(grads, state, shampoo(lr), weights)
         weights = apply_updates(weights, updates)
     assert_identical({name: param.detach() for name, param in params.items()}, weights)
+
+
+@pytest.mark.parametrize("norm", ["block", "tensor"])
+@pytest.mark.parametrize("bias_correction", [True, False])
+def test_a_filter_before_the_statistics_moves_once(bias_correction: bool, norm: str) -> None:
+    filtered = Preconditioned(Graft(Kronecker(), Adam(), norm=norm))
+    config = Config(Chain(filter=EMA(0.9, bias_correction=bias_correction), matrices=filtered, rate=Scale(1e-2)))
+    params = parameters()
+    assert_same_walk(Shampoo(params.items(), config=config), params, grads_for(params, 5), config)
+
+
+@dataclass(frozen=True)
+class Change(Transform):
+    """What moves an average: reads the old one after it has made the new one."""
+
+    inner: EMA
+
+    def init(self, param: Tensor) -> Any:
+        return self.inner.init(param)
+
+    def update(self, update: Tensor, state: Any, param: Tensor | None, clock: Clock) -> tuple[Tensor, Any]:
+        _, new = self.inner.update(update, state, param, clock)
+        return new.average - state.average, new
+
+
+def test_a_transform_of_ones_own_finds_the_old_averages() -> None:
+    config = Config(Chain(change=Change(EMA(0.9)), rate=Scale(1e-2)))
+    params = parameters()
+    assert_same_walk(Shampoo(params.items(), config=config), params, grads_for(params, 3), config)

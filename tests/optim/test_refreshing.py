@@ -2,6 +2,7 @@
 
 import threading
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import pytest
@@ -37,12 +38,16 @@ class Watched(Eigh):
 
     look: Callable[[], None] = int
 
+    def separable(self, device: torch.device, exponent: float) -> bool:
+        return True
+
     def __call__(self, matrices: Tensor, exponent: float, boost: Tensor | None = None) -> Roots:
         self.look()
         return super().__call__(matrices, exponent, boost)
 
 
-def test_blocks_of_different_shapes_are_worked_at_the_same_time() -> None:
+@pytest.mark.parametrize("names", [tuple(SHAPES), ("tall",)], ids=["several blocks", "both factors of one"])
+def test_roots_of_different_sizes_are_worked_at_the_same_time(names: tuple[str, ...]) -> None:
     torch.set_num_threads(2)
     both = threading.Barrier(2)
     workers: set[threading.Thread] = set()
@@ -53,12 +58,12 @@ def test_blocks_of_different_shapes_are_worked_at_the_same_time() -> None:
             both.wait(timeout=60)
 
     optimizer, params = optimizer_of(Watched(look=meet))
-    walk(optimizer, params, grads_for(params, 1))
+    walk(optimizer, {name: params[name] for name in names}, grads_for(params, 1))
     assert len(workers) == 2
     assert threading.current_thread() in workers
 
 
-@pytest.mark.parametrize("threads", [2, 3])
+@pytest.mark.parametrize("threads", [2, 3, 16])
 def test_the_bits_are_those_of_one_thread(threads: int) -> None:
     walks = []
     for count in (1, threads):
@@ -93,4 +98,17 @@ def test_an_error_in_a_thread_is_raised_and_the_next_step_goes_on() -> None:
     assert (threading.active_count(), torch.get_num_threads()) == (running, 2)
     walk(optimizer, params, grads_for(params, 1))
     assert all(residual < 0.1 for p in params.values() for name, residual in optimizer.state[p].items() if "residual" in name)
+    assert all(param.isfinite().all() for param in params.values())
+
+
+def test_a_solver_of_ones_own_may_have_threads_of_its_own() -> None:
+    @dataclass(frozen=True)
+    class Pooled(Eigh):
+        def __call__(self, matrices: Tensor, exponent: float, boost: Tensor | None = None) -> Roots:
+            with ThreadPoolExecutor(1) as pool:
+                return pool.submit(super().__call__, matrices, exponent, boost).result(timeout=60)
+
+    torch.set_num_threads(2)
+    optimizer, params = optimizer_of(Pooled())
+    walk(optimizer, params, grads_for(params, 2))
     assert all(param.isfinite().all() for param in params.values())

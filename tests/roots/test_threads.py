@@ -1,6 +1,7 @@
 """Matrices by threads: the same bits whatever the threads and the neighbours, and no trace of the threads afterwards."""
 
 import threading
+import time
 from collections.abc import Iterator
 from functools import partial
 from queue import Empty
@@ -8,7 +9,7 @@ from queue import Empty
 import pytest
 import torch
 
-from shampoo_fn.roots import threaded
+from shampoo_fn.roots import crew, threaded
 from shampoo_fn.roots.crew import most_threads, work_off
 from shampoo_fn.roots.eigh import Eigh, eigendecomposition
 from shampoo_fn.roots.minimax import Minimax
@@ -231,3 +232,39 @@ def test_tasks_after_one_that_failed_are_left_out() -> None:
     with pytest.raises(Empty):
         work_off([partial(task, number) for number in range(4)])
     assert done == [0]
+
+
+def test_an_interrupt_waits_for_the_helpers(monkeypatch: pytest.MonkeyPatch) -> None:
+    late: list[int] = []
+
+    class Interrupted(threading.Thread):
+        def run(self) -> None:
+            time.sleep(0.1)  # a helper that begins after its caller was interrupted
+            super().run()
+            late.append(1)
+
+        def start(self) -> None:
+            super().start()
+            raise KeyboardInterrupt
+
+    torch.set_num_threads(2)
+    with monkeypatch.context() as patched:
+        patched.setattr(crew, "Thread", Interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            work_off([partial(time.sleep, 0.0)] * 8)
+    assert late == [1]
+    assert (torch.get_num_threads(), threads_a_new_thread_begins_with()) == (2, 2)
+
+
+def test_where_no_thread_can_be_started_the_caller_works_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Refused(threading.Thread):
+        def start(self) -> None:
+            raise RuntimeError("can't start new thread")
+
+    torch.set_num_threads(2)
+    workers: list[threading.Thread] = []
+    with monkeypatch.context() as patched:
+        patched.setattr(crew, "Thread", Refused)
+        work_off([lambda: workers.append(threading.current_thread())] * 3)
+    assert workers == [threading.current_thread()] * 3
+    assert (torch.get_num_threads(), threads_a_new_thread_begins_with()) == (2, 2)
