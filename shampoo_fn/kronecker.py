@@ -118,8 +118,8 @@ class Kronecker(Preconditioner):
         return {mode: Request(factor, state.roots[mode].boost) for mode, factor in factors.items()}
 
     def install(self, state: KroneckerState, solved: dict[str, Roots], clock: Clock) -> KroneckerState:
-        new = {mode: solved[mode]._replace(roots=self._kept(solved[mode].roots)) for mode in state.roots}
-        return state._replace(roots={mode: accepted(old, new[mode], clock) for mode, old in state.roots.items()})
+        new = {mode: found._replace(roots=self._kept(found.roots)) for mode, found in solved.items()}
+        return state._replace(roots=state.roots | {mode: accepted(state.roots[mode], new[mode], clock) for mode in new})
 
     def precondition(self, update: Tensor, state: KroneckerState, clock: Clock) -> Tensor:
         direction = update

@@ -106,13 +106,19 @@ def jobs_of_stack(stack: Stack, config: Config, state: BlockState, slots: Sequen
     }
 
 
-def install_in_stack(stack: Stack, config: Config, state: BlockState, solved: dict[str, Roots]) -> Changes:
-    """The roots that are good, in blocks whose statistics moved since their last refresh."""
+def install_in_stack(
+    stack: Stack, config: Config, state: BlockState, solved: dict[str, Roots], *, last: bool = True
+) -> Changes:
+    """The roots that are good, of all factors or some, in blocks whose statistics moved since their last refresh.
+
+    last: whether this ends the refresh of these blocks.
+    """
 
     def install(old: BlockState, roots: dict[str, Roots]) -> Changes:
         moved = old.finite & (old.step > old.refreshed)
         links = stack.transform.install(old.links, roots, _clock(config, old.step, moved))
-        return changes(old, old._replace(links=links, refreshed=torch.where(moved, old.step, old.refreshed)))
+        refreshed = torch.where(moved, old.step, old.refreshed) if last else old.refreshed
+        return changes(old, old._replace(links=links, refreshed=refreshed))
 
     return over_slots(install)(state, solved)
 

@@ -75,22 +75,23 @@ def _refresh_by_factor(storage: Storage, wanted: Due) -> None:
 
 
 def _refresh(storage: Storage, batch: Due) -> None:
-    for (stack, slots), roots in zip(batch, (_one_by_one if _large(batch) else _together)(storage, batch), strict=True):
-        install_at(storage, stack, slots, roots)
-
-
-def _together(storage: Storage, batch: Due) -> Iterator[dict[str, Roots]]:
+    if _large(batch) and storage.own:  # others' transforms may want all roots of a block at once
+        for stack, slots in batch:
+            _one_by_one(storage, stack, slots)
+        return
     asked = [jobs_at(storage, stack, slots) for stack, slots in batch]
     solved = iter(batched([job for jobs in asked for job in jobs.values()]))
-    for jobs in asked:
-        yield {path: next(solved) for path in jobs}
+    for (stack, slots), jobs in zip(batch, asked, strict=True):
+        install_at(storage, stack, slots, {path: next(solved) for path in jobs})
 
 
-def _one_by_one(storage: Storage, batch: Due) -> Iterator[dict[str, Roots]]:
-    """The same, each job let go of once it is done."""
-    for stack, slots in batch:
-        asked = jobs_at(storage, stack, slots)
-        yield {path: batched([asked.pop(path)])[0] for path in list(asked)}
+def _one_by_one(storage: Storage, stack: Stack, slots: list[int]) -> None:
+    """The same with one factor at a time: the others' jobs are made again rather than kept, and each root is put into use."""
+    paths = list(stack.transform.root_specs(stack.block))
+    for path in paths:
+        roots = batched([jobs_at(storage, stack, slots)[path]])[0]
+        install_at(storage, stack, slots, {path: roots}, last=path == paths[-1])
+        del roots
 
 
 def _large(batch: Due) -> bool:
@@ -127,13 +128,22 @@ def jobs_at(storage: Storage, stack: Stack, slots: list[int]) -> dict[str, Job]:
 
 
 def install_at(
-    storage: Storage, stack: Stack, slots: list[int], roots: dict[str, Roots], since: tuple[Tensor, Tensor] | None = None
+    storage: Storage,
+    stack: Stack,
+    slots: list[int],
+    roots: dict[str, Roots],
+    *,
+    since: tuple[Tensor, Tensor] | None = None,
+    last: bool = True,
 ) -> None:
-    """Put good roots into use at some slots; `since`: the blocks' `step` and `finite` when these roots were asked for."""
+    """Put good roots into use at some slots; `since`: the blocks' `step` and `finite` when these roots were asked for.
+
+    last: whether these are the last ones of these blocks in this refresh.
+    """
     state, put = part_at(storage, stack, slots)
     if since is not None:
         state = state._replace(step=since[0], finite=since[1])
-    put(install_in_stack(stack, storage.config, state, roots))
+    put(install_in_stack(stack, storage.config, state, roots, last=last))
 
 
 def part_at(storage: Storage, stack: Stack, slots: list[int]) -> tuple[BlockState, Callable[[Changes], BlockState]]:

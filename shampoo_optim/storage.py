@@ -70,7 +70,7 @@ class Storage:
         self._adopt(states)
         # steps on the host where reading them each time would wait for the device; None where they cannot be read at all
         self.counts = {key: _read(blocks.step) for key, blocks in self.state.stacks.items()}
-        # averages are written in place where that cannot be seen: others may read an old one once more, or drop a new one
+        # whether nobody can see that averages are written in place: others may read an old one once more, or drop a new one
         self.own = is_of_package(self.config.transform) and None not in self.counts.values()
         held = sum(leaf.nbytes for leaf in leaves(self.state.stacks))
         self.limit = limit_of(held, compiled=self.backend is not None)

@@ -60,7 +60,7 @@ class Flight:
                     blocks = [directory.block(storage, stack, slot) for slot in slots]
                     runs = {path: list(_runs(self.seats[block][path] for block in blocks)) for path in self.seats[blocks[0]]}
                     roots = {path: arrived(self.seating, self.rows, seats, stack.device) for path, seats in runs.items()}
-                    install_at(storage, stack, slots, roots, self._since(blocks))
+                    install_at(storage, stack, slots, roots, since=self._since(blocks))
 
     def _since(self, blocks: Sequence[Block]) -> tuple[Tensor, Tensor] | None:
         if self.since is None:
