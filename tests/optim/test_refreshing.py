@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import Parameter
 
-from shampoo_fn import Eigh, Roots, shampoo
+from shampoo_fn import Eigh, Roots, apply_updates, init_state, shampoo, update
 from shampoo_optim import Shampoo, chunks, refreshing
 from tests.optim.support import grads_for, parameters, snapshot, walk
 from tests.support import assert_identical
@@ -112,3 +112,35 @@ def test_a_solver_of_ones_own_may_have_threads_of_its_own() -> None:
     optimizer, params = optimizer_of(Pooled())
     walk(optimizer, params, grads_for(params, 2))
     assert all(param.isfinite().all() for param in params.values())
+
+
+def test_large_factors_are_worked_one_at_a_time_and_count_as_one_refresh() -> None:
+    @dataclass(frozen=True)
+    class Half(Eigh):
+        """Finds no root of the smaller factor."""
+
+        def __call__(self, matrices: Tensor, exponent: float, boost: Tensor | None = None) -> Roots:
+            found = super().__call__(matrices, exponent, boost)
+            return found._replace(residuals=torch.full_like(found.residuals, torch.inf)) if matrices.shape[-1] == 200 else found
+
+    torch.set_num_threads(1)
+    param = Parameter(torch.ones(208, 200))
+    optimizer = Shampoo({"w": param}.items(), config=shampoo(solver=Half(), precondition_frequency=1))
+    walk(optimizer, {"w": param}, grads_for({"w": param}, 2))
+    state = optimizer.state[param]
+    assert (state["failures.0"].item(), state["failures.1"].item()) == (0, 2)
+    assert state["refreshed"].item() == state["step"].item() == 2
+    assert torch.equal(state["inverse_roots.1"].squeeze(), torch.eye(200))
+    assert not torch.equal(state["inverse_roots.0"].squeeze(), torch.eye(208))
+
+
+def test_large_factors_have_the_roots_of_the_functional_step() -> None:
+    torch.set_num_threads(1)
+    param, config = Parameter(torch.ones(208, 200)), shampoo(precondition_frequency=1)
+    params, state = {"w": param.detach().clone()}, init_state({"w": param.detach()}, config)
+    optimizer = Shampoo({"w": param}.items(), config=config)
+    for grads in grads_for({"w": param}, 3):
+        walk(optimizer, {"w": param}, [grads])
+        updates, state = update(grads, state, config, params)
+        params = apply_updates(params, updates)
+    assert_identical({"w": param.detach()}, params)
