@@ -58,8 +58,8 @@ class PseudoInverse(Solver):
         scaled = diagonals / scale
         shifted = scaled + self.relative_epsilon * scaled.amax(-1, keepdim=True) + self.epsilon / scale
         kept = shifted > self._cutoff(shifted.amax(-1, keepdim=True), boost)
-        powers = torch.where(kept, torch.where(kept, shifted, 1.0).pow(-exponent), 0.0)
-        return torch.where(usable, powers * scale.pow(-exponent), 1.0)
+        powers = torch.where(kept, power(torch.where(kept, shifted, 1.0), -exponent), 0.0)
+        return torch.where(usable, powers * power(scale, -exponent), 1.0)
 
     def _cutoff(self, largest: Tensor, boost: Tensor | None) -> Tensor:
         cutoff = self.rank_tolerance * largest

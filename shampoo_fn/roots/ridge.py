@@ -153,4 +153,4 @@ def ridged_diagonal(
     ridge = relative_epsilon * scaled.amax(-1, keepdim=True) + epsilon / scale
     if boost is not None:
         ridge = ridge * boost.to(ridge.dtype)[:, None]
-    return torch.where(usable, (torch.where(usable, scaled, 1.0) + ridge).pow(-exponent) * scale.pow(-exponent), 1.0)
+    return torch.where(usable, power(torch.where(usable, scaled, 1.0) + ridge, -exponent) * power(scale, -exponent), 1.0)

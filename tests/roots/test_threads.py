@@ -128,6 +128,18 @@ def test_the_bits_of_a_root_do_not_depend_on_its_batch(
                 assert torch.equal(found.residuals, expected_residuals)
 
 
+@pytest.mark.parametrize("solver", [Eigh(), PseudoInverse(relative_epsilon=1e-6)])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("exponent", [1 / 2, 1 / 4, 1 / 6, 0.3])
+def test_nor_do_those_of_diagonal_factors(exponent: float, dtype: torch.dtype, solver: Solver) -> None:
+    for n in (1, 3, 5, 7, 13, 17, 33, 100):
+        diagonals = normal(11, n).abs().to(dtype)
+        roots = solver.diagonal(diagonals, exponent, torch.ones(11))
+        for size in (1, 4):
+            parts = [solver.diagonal(part.clone(), exponent, torch.ones(len(part))) for part in diagonals.split(size)]
+            assert torch.equal(torch.cat(parts), roots)
+
+
 @pytest.mark.parametrize("solver", [Minimax(), Minimax(dtype=torch.float64), PseudoInverse()])
 @pytest.mark.parametrize("n", [3, 17, 32, 64, 129])
 def test_nor_do_those_of_the_other_solvers_that_use_threads(n: int, solver: Solver, monkeypatch: pytest.MonkeyPatch) -> None:
