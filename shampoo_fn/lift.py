@@ -57,7 +57,7 @@ def accumulate_stack(stack: Stack, config: Config, state: BlockState, blocks: Bl
 
     def accumulate(old: BlockState, grad: Tensor, alive: Tensor, *param: Tensor) -> Changes:
         step = old.step + alive
-        clock = _clock(config, step, alive, certain=blocks.all_alive)._replace(own=blocks.own)
+        clock = _clock(config, step, alive, certain=blocks.all_alive, own=blocks.own)
         links = stack.transform.accumulate(grad, old.links, param[0] if param else None, clock)
         return changes(old, BlockState(step, old.skipped + ~alive, alive.clone(), old.refreshed, links))
 
@@ -70,8 +70,8 @@ def precondition_stack(
     """Updates [slots, *block], in the dtype of the parameter; filters and momenta moved."""
 
     def precondition(old: BlockState, grad: Tensor, alive: Tensor, shared: Tensor, *param: Tensor) -> tuple[Tensor, Changes]:
-        clock = _clock(config, old.step, alive, certain=blocks.all_alive, norms=() if norms is None else shared)
-        clock = clock._replace(own=blocks.own)
+        read = () if norms is None else shared
+        clock = _clock(config, old.step, alive, certain=blocks.all_alive, norms=read, own=blocks.own)
         update, links = stack.transform.update(grad, old.links, param[0] if param else None, clock)
         update = chosen(blocks.all_alive or alive, update, 0.0).to(stack.dtype)
         if any(update is held for held in (grad, *param, *leaves(links))):  # of a momentum, say, that is the last link
@@ -137,8 +137,16 @@ def taken(state: BlockState, slots: Tensor | None) -> BlockState:
     return state if slots is None else map_tree(lambda leaf: leaf[slots], state)
 
 
-def _clock(config: Config, step: Tensor, alive: Tensor, *, certain: bool = False, norms: Tensor | tuple[()] = ()) -> Clock:
-    return Clock(step, alive, config.cadence.start == 1 or step >= config.cadence.start, norms, certain)
+def _clock(
+    config: Config,
+    step: Tensor,
+    alive: Tensor,
+    *,
+    certain: bool = False,
+    norms: Tensor | tuple[()] = (),
+    own: bool = False,
+) -> Clock:
+    return Clock(step, alive, config.cadence.start == 1 or step >= config.cadence.start, norms, certain, own)
 
 
 def _optional(params: Tensor | None) -> tuple[Tensor, ...]:

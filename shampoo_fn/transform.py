@@ -47,6 +47,16 @@ class RootSpec(NamedTuple):
     exponent: float
     solver: Solver
 
+    @property
+    def elements(self) -> int:
+        """The numbers in the factor."""
+        return self.n**2 if self.full else self.n
+
+    @property
+    def cost(self) -> int:
+        """The work of the root: n^3 for a matrix, n for a diagonal."""
+        return self.n**3 if self.full else self.n
+
 
 class Rooted:
     """What takes part in a refresh: `jobs` asks for inverse roots, `install` receives them. By default it needs none."""

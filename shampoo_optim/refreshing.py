@@ -24,7 +24,7 @@ from shampoo_optim.chunks import Chunk
 from shampoo_optim.storage import Storage
 from shampoo_optim.turns import Due, due
 
-LARGE = 200  # rows
+LARGE = 200  # rows, from which on a factor is work for a thread by itself, and joining several would only cost memory
 
 
 def refresh(storage: Storage, parts: Sequence[Chunk]) -> None:
@@ -53,8 +53,9 @@ def refresh_slots(storage: Storage, wanted: Due) -> None:
         return
     helped = _cost(wanted) >= WORTH_HELP
     threads = most_threads() if helped else 1
+    elements = sum(len(slots) * _elements(stack) for stack, slots in wanted)
     # the largest first, so that nobody begins one while the others are done
-    parts = sorted(batches(wanted, min(storage.limit, _elements(wanted) // threads)), key=_cost, reverse=True)
+    parts = sorted(batches(wanted, min(storage.limit, elements // threads)), key=_cost, reverse=True)
     if len(parts) < threads:
         _refresh_by_factor(storage, wanted)
     else:
@@ -95,7 +96,7 @@ def _one_by_one(storage: Storage, stack: Stack, slots: list[int]) -> None:
 
 
 def _large(batch: Due) -> bool:
-    """Whether each factor is work for a thread for so long that joining them would only cost memory."""
+    """Whether every factor is."""
     return all(stack.device.type == "cpu" and spec.n >= LARGE for stack, _ in batch for spec in _specs(stack))
 
 
@@ -109,13 +110,13 @@ def _separable(storage: Storage, wanted: Due) -> bool:
     )
 
 
-def _elements(batch: Due) -> int:
-    """The numbers in the factors of these slots."""
-    return sum(len(slots) * sum(spec.n**2 if spec.full else spec.n for spec in _specs(stack)) for stack, slots in batch)
+def _elements(stack: Stack) -> int:
+    """The numbers in the factors of a block."""
+    return sum(spec.elements for spec in _specs(stack))
 
 
 def _cost(batch: Due) -> int:
-    return sum(len(slots) * sum(spec.n ** (3 if spec.full else 1) for spec in _specs(stack)) for stack, slots in batch)
+    return sum(len(slots) * sum(spec.cost for spec in _specs(stack)) for stack, slots in batch)
 
 
 def _specs(stack: Stack) -> Collection[RootSpec]:
@@ -164,7 +165,7 @@ def batches(wanted: Due, limit: int, least: int = 1) -> Iterator[Due]:
     batch: Due = []
     filled = count = 0
     for stack, slots in wanted:
-        specs, each = _specs(stack), _elements([(stack, slots[:1])])
+        specs, each = _specs(stack), _elements(stack)
         for slot in slots:
             if batch and filled + each > limit and count >= least:
                 yield batch

@@ -53,4 +53,4 @@ def _units(stack: Stack, turns: list[int]) -> Iterator[Unit]:
 
 def tile_size(spec: RootSpec) -> int:
     """How many factors make a tile: those that take as long as one matrix of 203, so that small ones are not solved singly."""
-    return max(1, TILE // spec.n ** (3 if spec.full else 1))
+    return max(1, TILE // spec.cost)
