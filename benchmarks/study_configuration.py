@@ -38,12 +38,14 @@ def configuration(job: Job, rate: Callable[[Tensor], Tensor], options: Options) 
     own["solver"] = _solver(own)
     own["grafting"] = _grafting(own)
     extras: dict[str, Any] = {
-        key: own.pop(key) for key in ("elementwise_beta2", "small_side", "statistics_every") if key in own
+        key: own.pop(key) for key in ("elementwise_beta2", "small_side", "statistics_every", "pixels") if key in own
     }
     config = shampoo(rate, **own)
     chain = config.transform
     assert isinstance(chain, Chain)
     links = {name: _changed(link, extras) if name == "precondition" else link for name, link in chain.links}
+    if extras.get("pixels") == "merged with channels":
+        config = replace(config, blocking=replace(config.blocking, merge_target_dim=2))
     return replace(config, transform=Chain(**links))
 
 
@@ -89,6 +91,8 @@ def _changed(link: Any, extras: Mapping[str, Any]) -> Any:
 
 def _kronecker(kronecker: Any, extras: Mapping[str, Any]) -> Kronecker:
     given = {field.name: getattr(kronecker, field.name) for field in fields(Kronecker)}
+    if "pixels" in extras:
+        given["factors"] = "full"
     if extras.get("small_side"):
         return SmallSide(**given)
     if extras.get("statistics_every", 1) > 1:

@@ -104,7 +104,7 @@ TORCH: dict[str, Callable[[Job, nn.Module, dict[str, Any]], list[torch.optim.Opt
 def _shampoo(
     job: Job, model: nn.Module, batches: Sequence[Batch], rate: WarmupCosine, options: dict[str, Any]
 ) -> Iterator[Params]:
-    growth = options.pop("refresh_growth", None)
+    growth, dense = options.pop("refresh_growth", None), options.pop("dense_then_sparse", None)
     config = configuration(job, rate, options)
     gradients_of = torch.func.grad(partial(job.loss, model))
     params: Params = {name: parameter.detach() for name, parameter in model.named_parameters()}
@@ -116,6 +116,8 @@ def _shampoo(
         if growth is not None:  # the interval grows with the step, up to the frequency
             due = step - last >= min(config.cadence.frequency, max(1, int((growth - 1) * step)))
             last = step if due else last
+        elif dense is not None:  # at every step, and then at once as seldom as the frequency says
+            due = step <= dense or is_due(step, config)
         elif not config.cadence.staggered:
             due = is_due(step, config)
         gradients = gradients_of(params, inputs, targets)

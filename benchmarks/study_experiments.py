@@ -80,9 +80,12 @@ FILTERS = {
     f"beta1-{job}": Experiment(
         f"Between two decays of the filter: {job}.",
         job,
-        [setting(f"beta1 {beta1}", DEFAULTS, beta1=beta1) for beta1 in (0.85, 0.8, 0.9)],
+        [
+            *(setting(f"beta1 {beta1}", DEFAULTS, beta1=beta1) for beta1 in (0.85, 0.8, 0.9)),
+            setting("beta1 0.9, beta3 0.8", DEFAULTS, beta1=0.9, beta3=0.8),
+        ],
     )
-    for job in ("convnet", "gpt")
+    for job in JOB_NAMES
 }
 
 
@@ -94,10 +97,25 @@ def _defaults(job: str) -> Experiment:
     )
 
 
+PIXELS = Experiment(
+    "What the pixels of a convolution's kernels get, on more seeds than the rest.",
+    "convnet",
+    [
+        setting("none", DEFAULTS),
+        setting("a factor", DEFAULTS, pixels="a factor"),
+        setting("merged with the input channels", DEFAULTS, pixels="merged with channels"),
+        Variant("AdamW", TUNED["convnet"]["adamw"]),
+    ],
+    seeds=range(100, 120),
+)
+
 OFTEN: dict[str, dict[str, Any]] = {
     "every 10": {},
+    "every 10, dense until 10": {"dense_until": 10},
+    "every 10, dense until 20, then at once": {"dense_until": 0, "dense_then_sparse": 20},
     "every 10, beta2 0.9": {"beta2": 0.9},
     "every 5": {"precondition_frequency": 5},
+    "every 5, beta2 0.9": {"precondition_frequency": 5, "beta2": 0.9},
     "every step": {"precondition_frequency": 1},
     "every step, beta2 0.8": {"precondition_frequency": 1, "beta2": 0.8},
 }
@@ -116,6 +134,7 @@ EXPERIMENTS: dict[str, Experiment] = {
     **SMALL,
     **{f"defaults-{job}": _defaults(job) for job in JOB_NAMES},
     **FILTERS,
+    "pixels": PIXELS,
     "clock": Experiment(
         "The recommended setting made cheaper or better, 300 steps, on the seeds of the race.",
         "gpt",

@@ -27,7 +27,7 @@ KNOBS: dict[str, Experiment] = {
     "filter": knob(
         "Decay of the gradient filter, and look-ahead.",
         *(setting(f"beta1 {beta1}", beta1=beta1) for beta1 in (0.9, 0.8, 0.7, 0.0, 0.95)),
-        setting("beta1 .9, beta3 .6", beta3=0.6),
+        *(setting(f"beta1 .9, beta3 {beta3}", beta3=beta3) for beta3 in (0.6, 0.8)),
     ),
     "exponent": knob(
         "The exponent of both inverse roots, 300 steps; 1/4 is the first paper's.",
@@ -47,7 +47,9 @@ KNOBS: dict[str, Experiment] = {
     "block": knob("The largest block.", *(setting(str(size), max_preconditioner_dim=size) for size in (64, 128, 256, 1024))),
     "cadence": knob(
         "Steps between roots.",
-        setting("every 10, dense until 20"),
+        setting("every 10, dense until 20, then ever less often"),
+        setting("every 10, dense until 10, then ever less often", dense_until=10),
+        setting("every 10, dense until 20, then at once", dense_until=0, dense_then_sparse=20),
         setting("every 10", dense_until=0),
         setting("every 10, first every 0.3 t", refresh_growth=1.3, dense_until=0),
         setting("every 10, staggered, dense until 20", staggered=True),

@@ -1,16 +1,23 @@
 """When inverse roots are taken: at which steps, and in the staggered cadence for which blocks."""
 
 import heapq
+from bisect import bisect_right
 from dataclasses import dataclass
+from functools import lru_cache
 
 from shampoo_fn.validate import check_count, check_switch
 
 
 @dataclass(frozen=True)
 class Cadence:
-    """Roots at step t = `start`, and after it whenever `t mod frequency = 0`; at every step from `start` to `dense_until`.
+    """Roots at step t = `start`, and after it whenever `t mod frequency = 0`; more often in the beginning with `dense_until`.
 
-    Statistics change most in the first steps: there a root that is a few steps old is of another problem.
+    Statistics change most in the first steps: there a root that is a few steps old is of another problem. With `dense_until`
+    roots are taken at every step up to it, and from a root at step t the next one is
+
+        min(frequency, max(1, floor(2 t / dense_until)))
+
+    steps away, so that none is older than `2 / dense_until` of all training so far.
 
     `staggered` gives each block a turn of its own within the interval, so that every step has about the same work. A block
     whose turn falls into the `frequency` steps up to `start` is refreshed then already, the others at `start`: from there on
@@ -30,20 +37,40 @@ class Cadence:
 
     def due(self, step: int, turn: int = 0) -> bool:
         """Whether a block with this turn (0 <= turn < frequency) is due at its step."""
-        if self.start <= step <= self.dense_until:
+        own = turn if self.staggered else 0
+        if step < self.start:
+            return self.staggered and step > max(0, self.start - self.frequency) and step % self.frequency == own
+        if step == self.start and (not self.staggered or self.start - (self.start - own) % self.frequency < 1):
+            return True  # it had no turn before
+        if step <= self.dense_until:
             return True
-        if not self.staggered:
-            return step == self.start or (step > self.start and step % self.frequency == 0)
-        first = self.start - (self.start - turn) % self.frequency  # the turn within the interval that ends at start
-        if first < 1 and step == self.start:
-            return True
-        return step > self.start - self.frequency and step >= 1 and step % self.frequency == turn
+        first, following = self._interval(step)
+        return step == first + own * (following - first) // self.frequency
+
+    def _interval(self, step: int) -> tuple[int, int]:
+        """The steps at which a block of turn zero has roots: the last one up to this step, and the next."""
+        sparser = getting_sparser(self.frequency, max(self.start, self.dense_until), self.dense_until)
+        if step >= sparser[-1]:
+            first = step - step % self.frequency
+            return first, first + self.frequency
+        place = bisect_right(sparser, step)
+        return sparser[place - 1], sparser[place]
 
     def any_due(self, step: int) -> bool:
         """Whether any block can be due at this step."""
         if self.staggered:
             return step > max(0, self.start - self.frequency)
         return self.due(step)
+
+
+@lru_cache
+def getting_sparser(frequency: int, first: int, dense_until: int) -> tuple[int, ...]:
+    """The steps with roots from `first` on, up to a multiple of `frequency` after which these are the multiples of it."""
+    steps = [first]
+    while dense_until and (interval := max(1, 2 * steps[-1] // dense_until)) < frequency:
+        steps.append(steps[-1] + interval)
+    end = steps[-1] - steps[-1] % frequency
+    return (*steps, end + frequency) if len(steps) > 1 else (end,)
 
 
 def balanced_turns(costs: list[float], frequency: int) -> list[int]:

@@ -5,7 +5,8 @@ from typing import Any, NamedTuple
 
 from shampoo_fn.validate import require
 
-FULL, DIAGONAL, SKIP = "full", "diagonal", "skip"
+FULL, DIAGONAL, SKIP, AUTO = "full", "diagonal", "skip", "auto"
+LARGEST_TAIL = 64  # what a mode behind the second is at most for "auto" to skip it: 7 x 7 pixels are 49
 
 ModeOptions = Any
 """One value for every mode, or a mapping `{order: value}` or `{order: (value of mode 0, of mode 1, ...)}`."""
@@ -20,16 +21,23 @@ class ModePlan(NamedTuple):
     def of(
         shape: tuple[int, ...], exponent: ModeOptions, factors: ModeOptions, max_full_dim: int | None
     ) -> "dict[str, ModePlan]":
-        """The plan of each mode of a block of this shape, keyed by mode; modes without a factor are absent."""
+        """The plan of each mode of a block of this shape, keyed by mode; modes without a factor are absent.
+
+        "auto" is "full" with w, the order, counting the first two modes and those larger than `LARGEST_TAIL`: the pixels of a
+        convolution get no factor.
+        """
         plans = {}
         order = len(shape)
-        for mode, n in enumerate(shape):
+        kinds = [chosen(factors, order, mode, default=FULL) for mode in range(order)]
+        tails = [
+            kind == AUTO and mode >= 2 and n <= LARGEST_TAIL for mode, (kind, n) in enumerate(zip(kinds, shape, strict=True))
+        ]
+        for mode, (n, kind, tail) in enumerate(zip(shape, kinds, tails, strict=True)):
             power = chosen(exponent, order, mode, default=None)
-            power = 1.0 / (2 * order) if power is None else float(power)
-            kind = chosen(factors, order, mode, default=FULL)
-            if kind == SKIP or power == 0:
+            power = 1.0 / (2 * (order - sum(tails))) if power is None else float(power)
+            if kind == SKIP or tail or power == 0:
                 continue
-            full = kind == FULL and (max_full_dim is None or n <= max_full_dim)
+            full = kind != DIAGONAL and (max_full_dim is None or n <= max_full_dim)
             plans[str(mode)] = ModePlan(n, full, power)
         return plans
 
@@ -66,7 +74,8 @@ def check_exponent(options: ModeOptions) -> None:
 def check_factors(options: ModeOptions) -> None:
     """Every kind of factor is a known one."""
     for value in _values("factors", options):
-        require(value in (FULL, DIAGONAL, SKIP), "factors", value, "'full', 'diagonal', 'skip', or a mapping of order to them")
+        known = value in (FULL, DIAGONAL, SKIP, AUTO)
+        require(known, "factors", value, "'full', 'diagonal', 'skip', 'auto', or a mapping of order to them")
 
 
 def _values(field: str, options: ModeOptions) -> list[Any]:

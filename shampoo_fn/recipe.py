@@ -14,7 +14,7 @@ from shampoo_fn.diagonal import Adam, Diagonal
 from shampoo_fn.ema import EMA
 from shampoo_fn.graft import Graft
 from shampoo_fn.kronecker import Kronecker
-from shampoo_fn.modes import ModeOptions
+from shampoo_fn.modes import AUTO, ModeOptions
 from shampoo_fn.momentum import Momentum
 from shampoo_fn.preconditioned import Preconditioned
 from shampoo_fn.preconditioner import Identity, Preconditioner
@@ -26,6 +26,9 @@ from shampoo_fn.validate import check_count, check_floating, check_switch, requi
 from shampoo_fn.weight_decay import WeightDecay
 
 EMBEDDINGS = ("*embed*", "*wte*", "*wpe*", "*lm_head*", "head.weight", "*.head.weight")  # and output heads
+
+
+MERGE_TARGET = 3  # a convolution's kernel becomes [out, in, pixels], with a factor for each of its channels' dimensions
 
 
 def shampoo(
@@ -64,12 +67,13 @@ def shampoo(
     exponent: of every inverse root; None is the classic 1/(2 order). grafting: whose step length a block takes; None is
     Shampoo's own. weight_decay: decoupled, or with `decoupled_weight_decay=False` L2.
     precondition_frequency: steps between roots, from `start_preconditioning_step` on; before it, the grafting alone. None is
-    10, with roots at each of the first 20 steps as well, while statistics change fast (docs/tuning.md).
-    dense_until: roots at every step up to this one. solver: how roots are taken, and the ridge.
+    10 with `dense_until=20` at least, since statistics change fast in the beginning (docs/tuning.md).
+    dense_until: roots at every step up to this one, and from there ever less often: `Cadence`. solver: how, and the ridge.
     large_dim: what happens to a dimension above `max_preconditioner_dim`: cut into "block"s, given a "diagonal" factor, or the
     whole tensor by the diagonal method ("adagrad").
     vectors: "diagonal" gives order-1 tensors the grafting's diagonal method (Adam where it has none), "full" a matrix factor.
     diagonal: globs of parameters that get the diagonal method whatever their shape.
+    merge_dims: a convolution's pixels become one dimension; merged or not they have no factor (`Kronecker.factors="auto"`).
     state_dtype: that filter, momentum and (without `root_dtype`) roots are kept in, such as bfloat16; statistics, which forget
     too slowly for few digits, stay as they are. packed: symmetric matrices are kept in half the memory.
     Raises ValueError naming the argument, its value and what is allowed. Other arguments: `Kronecker`, `Config`, `Momentum`.
@@ -92,6 +96,7 @@ def shampoo(
     direction = Kronecker(
         beta2=betas[1],
         exponent=exponent,
+        factors=AUTO,
         max_full_dim=max_preconditioner_dim if large_dim == "diagonal" else None,
         solver=solver,
         factor_dtype=factor_dtype,
@@ -117,9 +122,7 @@ def shampoo(
         links = links | decay if decoupled_weight_decay else decay | links
     return Config(
         Chain(**links, rate=Scale(lr)),
-        blocking=Blocking(
-            max_preconditioner_dim, merge_dims=merge_dims, large_dim="block" if large_dim == "block" else "whole"
-        ),
+        blocking=Blocking(max_preconditioner_dim, merge_dims, MERGE_TARGET, "block" if large_dim == "block" else "whole"),
         cadence=_cadence(precondition_frequency, start_preconditioning_step, staggered, dense_until),
         nonfinite=nonfinite,
     )

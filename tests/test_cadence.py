@@ -1,6 +1,7 @@
 """When roots are taken."""
 
 from collections.abc import Sequence
+from itertools import pairwise
 
 import pytest
 import torch
@@ -47,9 +48,9 @@ def config(cadence: Cadence, blocking: int = 1024) -> Config:
         (Cadence(4, start=8), [8]),
         (Cadence(100, start=7), [7]),
         (Cadence(1, start=8), [8, 9, 10]),
-        (Cadence(5, dense_until=3), [1, 2, 3, 5, 10]),
-        (Cadence(5, start=3, dense_until=6), [3, 4, 5, 6, 10]),
-        (Cadence(4, start=3, dense_until=2), [3, 4, 8]),
+        (Cadence(5, dense_until=3), [1, 2, 3, 5, 8, 10]),
+        (Cadence(5, start=3, dense_until=6), [3, 4, 5, 6, 8, 10]),
+        (Cadence(4, start=3, dense_until=2), [3, 6, 8]),
     ],
 )
 def test_roots_are_due_at_the_start_and_at_multiples_of_the_frequency_after_it(cadence: Cadence, steps: list[int]) -> None:
@@ -70,12 +71,50 @@ def test_every_staggered_block_has_a_root_at_the_start_and_one_in_every_interval
         assert len([t for t in due if t <= start]) == 1, "one root up to the start is enough"
 
 
-@given(frequency=frequencies, start=starts, dense_until=starts, turn=st.integers(0, 11))
-def test_up_to_dense_until_every_block_is_due_and_then_as_ever(frequency: int, start: int, dense_until: int, turn: int) -> None:
-    for staggered in (False, True):
-        plain, dense = (Cadence(frequency, start, staggered, until) for until in (0, dense_until))
-        for t in range(1, max(start, dense_until) + 2 * frequency):
-            assert dense.due(t, turn % frequency) == (plain.due(t, turn % frequency) or start <= t <= dense_until)
+def dues(cadence: Cadence, turn: int, end: int) -> list[int]:
+    return [t for t in range(1, end) if cadence.due(t, turn % cadence.frequency)]
+
+
+@given(frequency=frequencies, start=starts, dense_until=st.integers(1, 30))
+def test_roots_are_dense_and_then_the_interval_grows_with_the_step(frequency: int, start: int, dense_until: int) -> None:
+    steps = dues(Cadence(frequency, start, dense_until=dense_until), 0, 40 * frequency + start)
+    dense = max(start, dense_until)
+    assert steps[: dense - start + 1] == list(range(start, dense + 1))
+    after = steps[dense - start :]
+    growing = [step for step in after if max(1, 2 * step // dense_until) < frequency]
+    for step, following in zip(growing, after[1:], strict=False):
+        assert following - step == max(1, 2 * step // dense_until)
+    assert all(step % frequency == 0 for step in after[len(growing) + 1 :]), "the frequency's own steps in the end"
+    gaps = {later - step for step, later in zip(after[len(growing) + 1 :], after[len(growing) + 2 :], strict=False)}
+    assert gaps == {frequency}
+
+
+@given(frequency=frequencies, start=starts, dense_until=st.integers(1, 30), turn=st.integers(0, 11))
+def test_each_staggered_block_has_one_root_in_each_interval(frequency: int, start: int, dense_until: int, turn: int) -> None:
+    plain, staggered = (Cadence(frequency, start, way, dense_until) for way in (False, True))
+    first, end = max(start, dense_until), 40 * frequency + start
+    bounds = [step for step in dues(plain, 0, end) if step > first]
+    own = dues(staggered, turn, end)
+    assert {*range(start, dense_until + 1)} <= {*own}
+    for begin, stop in pairwise(bounds):
+        assert len([step for step in own if begin <= step < stop]) == 1
+    late = [step for step in own if step >= bounds[-2]]
+    assert late == [step for step in range(bounds[-2], end) if step % frequency == turn % frequency]
+
+
+@given(frequency=st.integers(1, 12), dense_until=st.integers(1, 30))
+def test_growing_intervals_are_shared_evenly_by_the_turns(frequency: int, dense_until: int) -> None:
+    cadence = Cadence(frequency, staggered=True, dense_until=dense_until)
+    bounds = [step for step in dues(Cadence(frequency, dense_until=dense_until), 0, 20 * frequency) if step > dense_until]
+    for begin, stop in pairwise(bounds):
+        counts = [sum(cadence.due(step, turn) for turn in range(frequency)) for step in range(begin, stop)]
+        assert sum(counts) == frequency
+        assert max(counts) - min(counts) <= 1
+
+
+def test_a_dense_beginning_longer_than_any_training_is_no_work() -> None:
+    cadence = Cadence(10, dense_until=10**12)
+    assert cadence.due(10**9, 3)
 
 
 @given(frequency=frequencies, start=starts, dense_until=starts, turn=st.integers(0, 11))

@@ -89,14 +89,14 @@ def test_a_mapping_of_exponents_is_hashable_and_its_order_does_not_matter() -> N
 
 def test_the_recipe_is_the_chain_that_its_arguments_say() -> None:
     made = shampoo(0.1, (0.9, 0.99), grafting=Adam(0.9), weight_decay=0.2, momentum=0.3, vectors="full", diagonal=())
-    direction = Kronecker(beta2=0.99, exponent=0.5)
+    direction = Kronecker(beta2=0.99, exponent=0.5, factors="auto")
     assert made.transform == Chain(
         precondition=Preconditioned(Graft(direction, Adam(0.9)), EMA(0.9)),
         momentum=Momentum(0.3),
         decay=WeightDecay(0.2),
         rate=Scale(0.1),
     )
-    assert made.blocking == Blocking(1024)
+    assert made.blocking == Blocking(1024, merge_target_dim=3)
     assert made.cadence == Cadence(10, dense_until=20)
     assert shampoo(precondition_frequency=10).cadence == Cadence(10)
 
@@ -262,7 +262,7 @@ EFFECTS = {
 
 @pytest.mark.parametrize("option", EFFECTS)
 def test_no_option_of_the_recipe_is_silently_ignored(option: str) -> None:
-    params = {"first": randn(6, 4), "kernel": randn(3, 2, 2, 2, seed=1), "bias": randn(5, seed=2)}
+    params = {"first": randn(6, 4), "kernel": randn(3, 2, 9, 9, seed=1), "bias": randn(5, seed=2)}
     grads = gradients(params, 4)
     grads[-1]["bias"] = grads[-1]["bias"] * float("nan" if option == "nonfinite" else 1)
     with_it, without = EFFECTS[option], {key: value for key, value in EFFECTS[option].items() if key != option}

@@ -49,4 +49,5 @@ class Timetable(NamedTuple):
 
 def overdue(cadence: Cadence, step: int, refreshed: int, turn: int) -> bool:
     """Whether a block had a turn since its last refresh, up to this step."""
-    return any(cadence.due(passed, turn) for passed in range(max(refreshed, step - cadence.frequency) + 1, step + 1))
+    recent = max(refreshed, step - 2 * cadence.frequency)  # two turns are less than that apart
+    return any(cadence.due(passed, turn) for passed in range(recent + 1, step + 1))
