@@ -73,7 +73,7 @@ def train_shampoo(model: nn.Module, batches: Batches, settings: Settings, *, tot
 
 
 # `best` is the best of `grid` by held-out loss after 300 steps, over three seeds that the comparison does not use
-# (`python -m benchmarks.train --grid --seed 100 --seeds 3`): AdamW 2.185 (mean); Shampoo 1.715, 1.704, 1.700 and 1.717 along
+# (`python -m benchmarks.train --grid --seed 100 --seeds 3`): AdamW 2.185 (mean); Shampoo 1.709, 1.697, 1.695 and 1.709 along
 # its grid (medians of the same runs in benchmarks/results/study.csv). Both learning rates lie inside the grids.
 ADAMW = Contender(
     "AdamW",

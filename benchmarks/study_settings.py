@@ -55,7 +55,7 @@ def rates(kind: Mapping[str, Any], *half_octaves: int) -> list[Variant]:
 # What is cheaper by the clock: smaller blocks, roots in float32, no step with all roots at once after the first 20.
 CHEAP: dict[str, Any] = {"max_preconditioner_dim": 128, "roots": "float32", "staggered": True}
 
-# What the races compare: AdamW and Muon each at the learning rate that its median final loss over the tuning seeds is lowest at,
+# What the races compare: AdamW and Muon at the learning rate that their median final loss over the tuning seeds is lowest at,
 # Shampoo at its default, which is within 6 % of that on all jobs.
 DEFAULTS: dict[str, Any] = {**BASE, "beta1": 0.8, "lr": HALF_OCTAVES[1]}
 TUNED: dict[str, dict[str, dict[str, Any]]] = {

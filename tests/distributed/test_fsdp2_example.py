@@ -34,7 +34,9 @@ def test_it_resumes_with_other_ranks(tmp_path: Path) -> None:
     assert done.returncode == 0 or "terminate called without an active exception" in done.stderr, done.stderr
     first, last = map(float, re.search(r"2 ranks, step 20: loss (\S+) -> (\S+)", done.stdout).groups())
     assert last < first / 5
-    (resumed, end), *_ = spawned(trained, 1, "--checkpoint", checkpoint)
-    (_, uninterrupted), *_ = spawned(trained, 2)
+    # a few steps: the mean over ranks of gradients rounds differently, which grows to 1 % until step 60; lost statistics
+    # make the loss ten times as large at once
+    (resumed, end), *_ = spawned(trained, 1, "--checkpoint", checkpoint, "--steps", "24")
+    (_, uninterrupted), *_ = spawned(trained, 2, "--steps", "24")
     assert resumed < last
-    assert end == pytest.approx(uninterrupted, rel=1e-3)  # the mean over ranks of gradients rounds differently
+    assert end == pytest.approx(uninterrupted, rel=1e-5)
