@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 from shampoo_fn.validate import require
 
 FULL, DIAGONAL, SKIP, AUTO = "full", "diagonal", "skip", "auto"
-LARGEST_TAIL = 64  # what a mode behind the second is at most for "auto" to skip it: 7 x 7 pixels are 49
+LARGEST_TAIL = 49  # what a mode behind the second is at most for "auto" to skip it: 7 x 7 pixels, less than a head of attention
 
 ModeOptions = Any
 """One value for every mode, or a mapping `{order: value}` or `{order: (value of mode 0, of mode 1, ...)}`."""

@@ -26,8 +26,6 @@ from shampoo_fn.validate import check_count, check_floating, check_switch, requi
 from shampoo_fn.weight_decay import WeightDecay
 
 EMBEDDINGS = ("*embed*", "*wte*", "*wpe*", "*lm_head*", "head.weight", "*.head.weight")  # and output heads
-
-
 MERGE_TARGET = 3  # a convolution's kernel becomes [out, in, pixels], with a factor for each of its channels' dimensions
 
 
