@@ -104,19 +104,15 @@ TORCH: dict[str, Callable[[Job, nn.Module, dict[str, Any]], list[torch.optim.Opt
 def _shampoo(
     job: Job, model: nn.Module, batches: Sequence[Batch], rate: WarmupCosine, options: dict[str, Any]
 ) -> Iterator[Params]:
-    growth, dense = options.pop("refresh_growth", None), options.pop("dense_then_sparse", None)
+    dense = options.pop("dense_then_sparse", None)
     config = configuration(job, rate, options)
     gradients_of = torch.func.grad(partial(job.loss, model))
     params: Params = {name: parameter.detach() for name, parameter in model.named_parameters()}
     state = init_state(params, config)
-    last = 0
     yield params
     for step, (inputs, targets) in enumerate(batches, start=1):
         due = None
-        if growth is not None:  # the interval grows with the step, up to the frequency
-            due = step - last >= min(config.cadence.frequency, max(1, int((growth - 1) * step)))
-            last = step if due else last
-        elif dense is not None:  # at every step, and then at once as seldom as the frequency says
+        if dense is not None:  # at every step, and then at once as seldom as the frequency says
             due = step <= dense or is_due(step, config)
         elif not config.cadence.staggered:
             due = is_due(step, config)

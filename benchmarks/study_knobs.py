@@ -51,7 +51,7 @@ KNOBS: dict[str, Experiment] = {
         setting("every 10, dense until 10, then ever less often", dense_until=10),
         setting("every 10, dense until 20, then at once", dense_until=0, dense_then_sparse=20),
         setting("every 10", dense_until=0),
-        setting("every 10, first every 0.3 t", refresh_growth=1.3, dense_until=0),
+        setting("every 10, dense until 7, then ever less often", dense_until=7),
         setting("every 10, staggered, dense until 20", staggered=True),
         setting("every 50, dense until 20", precondition_frequency=50),
         setting("every 5, dense until 20", precondition_frequency=5),
