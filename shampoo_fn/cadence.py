@@ -49,12 +49,12 @@ class Cadence:
 
     def _interval(self, step: int) -> tuple[int, int]:
         """The steps at which a block of turn zero has roots: the last one up to this step, and the next."""
-        sparser = getting_sparser(self.frequency, max(self.start, self.dense_until), self.dense_until)
-        if step >= sparser[-1]:
+        steps = growing_intervals(self.frequency, max(self.start, self.dense_until), self.dense_until)
+        if step >= steps[-1]:
             first = step - step % self.frequency
             return first, first + self.frequency
-        place = bisect_right(sparser, step)
-        return sparser[place - 1], sparser[place]
+        place = bisect_right(steps, step)
+        return steps[place - 1], steps[place]
 
     def any_due(self, step: int) -> bool:
         """Whether any block can be due at this step."""
@@ -64,8 +64,8 @@ class Cadence:
 
 
 @lru_cache
-def getting_sparser(frequency: int, first: int, dense_until: int) -> tuple[int, ...]:
-    """The steps with roots from `first` on, up to a multiple of `frequency` after which these are the multiples of it."""
+def growing_intervals(frequency: int, first: int, dense_until: int) -> tuple[int, ...]:
+    """The steps with roots from `first` on while intervals grow; the last is where they are multiples of `frequency` from."""
     steps = [first]
     while dense_until and (interval := max(1, 2 * steps[-1] // dense_until)) < frequency:
         steps.append(steps[-1] + interval)

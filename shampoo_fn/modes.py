@@ -28,16 +28,14 @@ class ModePlan(NamedTuple):
         """
         plans = {}
         order = len(shape)
-        kinds = [chosen(factors, order, mode, default=FULL) for mode in range(order)]
-        tails = [
-            kind == AUTO and mode >= 2 and n <= LARGEST_TAIL for mode, (kind, n) in enumerate(zip(kinds, shape, strict=True))
-        ]
-        for mode, (n, kind, tail) in enumerate(zip(shape, kinds, tails, strict=True)):
+        kinds = {mode: chosen(factors, order, mode, default=FULL) for mode in range(order)}
+        tails = {mode for mode, n in enumerate(shape) if kinds[mode] == AUTO and mode >= 2 and n <= LARGEST_TAIL}
+        for mode, n in enumerate(shape):
             power = chosen(exponent, order, mode, default=None)
-            power = 1.0 / (2 * (order - sum(tails))) if power is None else float(power)
-            if kind == SKIP or tail or power == 0:
+            power = 1.0 / (2 * (order - len(tails))) if power is None else float(power)
+            if kinds[mode] == SKIP or mode in tails or power == 0:
                 continue
-            full = kind != DIAGONAL and (max_full_dim is None or n <= max_full_dim)
+            full = kinds[mode] != DIAGONAL and (max_full_dim is None or n <= max_full_dim)
             plans[str(mode)] = ModePlan(n, full, power)
         return plans
 
