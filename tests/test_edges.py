@@ -173,7 +173,7 @@ def test_half_precision_is_worked_in_single(solver: Solver, dtype: torch.dtype) 
 
 
 @pytest.mark.parametrize("exponent", [0.75, 1.0])
-@pytest.mark.parametrize("shape", [(24, 16), (8, 6, 5)])
+@pytest.mark.parametrize("shape", [(24, 16), (8, 6, 5), (5, 4, 50)])
 def test_directions_that_overflow_count_as_zero(shape: tuple[int, ...], exponent: float) -> None:
     config = shampoo(1e-2, exponent=exponent, merge_dims=False)
     for decade in range(-20, -9):
