@@ -27,6 +27,7 @@ RESULTS = Path(__file__).parent / "results"
 BASE = {"vocabulary": 4096, "width": 256, "layers": 4, "heads": 4, "context": 128, "seed": 0}
 TOKENS = (16, 128)
 KERNELS = ((32, 3), *[(32, 32)] * 6, (64, 32), *[(64, 64)] * 5, (128, 64), *[(128, 128)] * 5)  # of a ResNet, 3 x 3 each
+FADING = 500  # steps within which a filter of zeros has become denormal
 
 
 def steady(shapes: Shapes, block: int, rounds: int, *, compiled: bool) -> dict[str, Any]:
@@ -123,6 +124,25 @@ def small(rounds: int) -> dict[str, Any]:
     return found
 
 
+def dead(rounds: int) -> dict[str, Any]:
+    """A step long after half of the rows had their last gradient: averages of zeros end in denormal numbers."""
+    shapes = {"w": (512, 512)}
+    runs: Runs = {}
+    for label, rows in (("all rows alive", 0), ("half of them dead", 256)):
+        steps = {
+            "AdamW(fused=True)": adamw(shapes, fused=True, betas=(0.8, 0.95)),
+            "eager": stepper(shapes, max_preconditioner_dim=256, precondition_frequency=NEVER),
+        }
+        for name, step in steps.items():
+            (parameter,) = step.__self__.param_groups[0]["params"]  # type: ignore[attr-defined]
+            parameter.grad[:rows] = 0
+            for _ in range(FADING):
+                step()
+            runs[f"{name}, {label}"] = step
+    times = {name: median(each) for name, each in measured(runs, 2 * rounds).items()}
+    return table(f"512 x 512, {FADING} steps on, steady step", times, "eager, all rows alive")
+
+
 def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="fewer repetitions, nothing compiled, no growth plot")
@@ -140,6 +160,7 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
     found["staggered"] = [staggering(shapes, block, rounds) for block in blocks]
     found["overhead"] = overhead(shapes, blocks, rounds, compiled=not options.quick)
     found["small"] = small(rounds)
+    found["dead"] = dead(rounds)
     options.results.mkdir(parents=True, exist_ok=True)
     if not options.quick:
         found["growth"] = growth()

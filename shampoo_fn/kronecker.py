@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from shampoo_fn.denormals import without_denormals
 from shampoo_fn.gram import gram
 from shampoo_fn.modes import FULL, ModeOptions, ModePlan, check_exponent, check_factors, frozen
 from shampoo_fn.preconditioner import Preconditioner, RootState
@@ -102,6 +103,7 @@ class Kronecker(Preconditioner):
 
     def accumulate(self, grad: Tensor, state: KroneckerState, clock: Clock) -> KroneckerState:
         factors = {}
+        grad = without_denormals(grad)
         for mode, factor in state.factors.items():
             unfolded = unfold(grad, int(mode)).to(factor.dtype)
             statistic = self._kept(gram(unfolded)) if factor.dim() == 2 else unfolded.square().sum(-1)
@@ -123,7 +125,7 @@ class Kronecker(Preconditioner):
         return state._replace(roots=state.roots | {mode: accepted(state.roots[mode], new[mode], clock) for mode in new})
 
     def precondition(self, update: Tensor, state: KroneckerState, clock: Clock) -> Tensor:
-        direction = update
+        direction = without_denormals(update)
         for mode in range(update.dim()):
             root = state.roots.get(str(mode))
             direction = contracted(direction, None if root is None else self._whole(root.inverse_root.to(update.dtype)))

@@ -15,7 +15,7 @@ from torch import Tensor
 from torch._C import _functorch
 from torch.func import vmap
 
-from shampoo_fn.tracing import own_precision
+from shampoo_fn.tracing import is_traced, own_precision
 from shampoo_fn.tree import Tree, leaves, map_tree
 
 T = TypeVar("T")
@@ -41,6 +41,14 @@ def lerp_into(old: Tensor, new: Tensor, weight: Tensor) -> Tensor:
     old_all, new_all, weights = (_functorch._remove_batch_dim(tensor, level, slots, 0) for tensor in (old, new, weight))
     old_all.lerp_(new_all, weights.view(-1, *[1] * old.dim()))
     return old
+
+
+def is_plain(block: Tensor) -> bool:
+    """Whether no transform of the caller and no derivative follows a block, in a lifted function or outside."""
+    if torch.compiler.is_compiling():
+        return False
+    inner = _functorch.get_unwrapped(block) if _functorch.is_batchedtensor(block) else block
+    return not is_traced(inner) and not inner.requires_grad
 
 
 def _eager(function: Callable[..., T], trees: tuple[Tree, ...], *, slots: int) -> T:
