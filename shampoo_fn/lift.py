@@ -44,7 +44,7 @@ def guarded(stack: Stack, config: Config, links: Tree, grads: Tensor, params: Te
         return Blocks(grads, torch.ones(len(grads), dtype=torch.bool, device=grads.device), True, params)
     # the squared norm bounds every entry of every statistic: while it is finite, no statistic overflows
     squared = torch.linalg.vector_norm(grads.detach().flatten(1), dim=1).square()
-    alive = squared.to(narrowest(links, dtype)).isfinite()
+    alive = squared.to(narrowest(links, dtype)) < torch.inf
     # on a CPU the answer can be had at once, and saves a pass over the gradients here and over the updates later
     known = grads.device.type == "cpu" and not is_traced(grads) and bool(alive.all())
     if not known:

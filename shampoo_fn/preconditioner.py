@@ -73,5 +73,5 @@ def rescaled(update: Tensor, norm: Tensor, current: Tensor) -> Tensor:
     Norms are plain square sums: below 1e-19 in float32 they underflow together with every statistic, and such an update
     counts as zero, instead of being blown up to the wanted norm by a meaningless quotient.
     """
-    usable = (current > 0) & norm.isfinite() & current.isfinite()
-    return update * torch.where(usable, torch.where(usable, norm, 0.0) / torch.where(usable, current, 1.0), 0.0)
+    usable = (current > 0) & (norm + current < torch.inf)
+    return update * torch.where(usable, norm / torch.where(usable, current, 1.0), 0.0)
