@@ -17,7 +17,8 @@ class Cadence:
 
         min(frequency, max(1, floor(2 t / dense_until)))
 
-    steps away, so that none is older than `2 / dense_until` of all training so far.
+    steps away, so that none is older than `2 / dense_until` of all training so far. The last of the growing intervals ends at a
+    multiple of `frequency`.
 
     `staggered` gives each block a turn of its own within the interval, so that every step has about the same work. A block
     whose turn falls into the `frequency` steps up to `start` is refreshed then already, the others at `start`: from there on

@@ -71,7 +71,8 @@ def shampoo(
     whole tensor by the diagonal method ("adagrad").
     vectors: "diagonal" gives order-1 tensors the grafting's diagonal method (Adam where it has none), "full" a matrix factor.
     diagonal: globs of parameters that get the diagonal method whatever their shape.
-    merge_dims: a convolution's pixels become one dimension; merged or not they have no factor (`Kronecker.factors="auto"`).
+    merge_dims: a convolution's pixels become one dimension. One behind the second has no factor if it is 49 at most
+    (`Kronecker.factors="auto"`).
     state_dtype: that filter, momentum and (without `root_dtype`) roots are kept in, such as bfloat16; statistics, which forget
     too slowly for few digits, stay as they are. packed: symmetric matrices are kept in half the memory.
     Raises ValueError naming the argument, its value and what is allowed. Other arguments: `Kronecker`, `Config`, `Momentum`.

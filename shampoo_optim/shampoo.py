@@ -69,7 +69,8 @@ class Shampoo(Optimizer):
     def like(cls, optimizer: Optimizer, *, distributed: Distribution | None = None, **options: Unpack[Options]) -> "Shampoo":
         """A Shampoo in place of an SGD, Adagrad, RMSprop, Adam or AdamW: its parameters and groups, grafted from it.
 
-        Same lr, betas, eps and weight decay; other `options` as in the constructor. See `migrate.py`.
+        Same lr, betas, eps and weight decay; other `options` as in the constructor. Raises TypeError for any other optimizer,
+        ValueError for an option of it without a counterpart here, such as `amsgrad`. See `migrate.py`.
         """
         defaults, groups = options_like(optimizer)
         changed = {name: value for name, value in plain(options).items() if name in DEFAULTS}

@@ -54,7 +54,7 @@ class Auto(Solver):
         dtype: Any = {} if self.dtype is None else {"dtype": self.dtype}
         exact = Eigh(*epsilons, **dtype)
         if device == "cpu":
-            return exact, "on a CPU a float64 eigendecomposition is the most accurate and costs no more than the others"
+            return exact, "on a CPU an eigendecomposition is the most accurate for its time"
         if relative_epsilon < SMALLEST_RIDGE_FOR_FLOAT32:
             return exact, f"a relative ridge below {SMALLEST_RIDGE_FOR_FLOAT32:g} needs the digits of float64"
         if 1 / exponent in (2, 4, 6, 8):

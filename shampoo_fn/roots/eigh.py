@@ -25,7 +25,7 @@ class Eigh(Solver):
 
     `X = Q w^(-e) Q^T` where `A + ridge I = Q diag(w) Q^T`, written as one product `Y Y^T` with `Y = Q w^(-e/2)`, which is
     exactly symmetric. Matrices [batch, n, n] of any floating dtype; the work is done in `dtype`: float64 (about twice the
-    time of float32 and nine digits instead of two at a ridge of 1e-6), float32 (the fast one), None (that of the matrices).
+    time of float32, and eight digits instead of two at a ridge of 1e-6), float32 (the fast one), None (that of the matrices).
     With `relative_epsilon=0` a spectrum that reaches below `epsilon` is shifted up to it (Shi et al. 2023,
     arXiv 2309.06497, section 3.2.1). On a CPU a root has the same bits whatever batch it is part of and however many threads
     there are (tested with MKL): each matrix is worked by one thread, by operations that do not see its neighbours.

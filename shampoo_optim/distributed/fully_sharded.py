@@ -20,7 +20,7 @@ from torch.distributed.tensor import DTensor
 
 from shampoo_fn import Config
 from shampoo_fn.layout import layout
-from shampoo_fn.validate import require
+from shampoo_fn.validate import check_floating, require
 from shampoo_optim.distributed.joint import check_statuses, together
 from shampoo_optim.distributed.local_shards import LocalShards
 from shampoo_optim.distributed.outline import Outbox, Outline, outlines
@@ -53,8 +53,8 @@ class FullySharded:
 
     def __post_init__(self) -> None:
         require(self.method in METHODS, "method", self.method, f"one of {METHODS}")
-        travels = self.method == "exact" and isinstance(self.dtype, torch.dtype) and self.dtype.is_floating_point
-        require(self.dtype is None or travels, "dtype", self.dtype, "None, or with 'exact' a floating dtype")
+        check_floating("dtype", self.dtype)
+        require(self.dtype is None or self.method == "exact", "dtype", self.dtype, "None with 'local', where nothing travels")
 
     def place(self, groups: Groups) -> Placement:
         mesh = mesh_of(groups)

@@ -67,7 +67,7 @@ class Plan:
 
     @property
     def interval(self) -> int:
-        """Steps from one root of a factor to the next."""
+        """Steps from one root of a factor to the next, once intervals have stopped growing."""
         return self.config.cadence.frequency
 
     @property

@@ -29,7 +29,7 @@ class Scattered(OfGroup):
     dtype: that roots travel in. None is their own, and leaves the bits of one process; bfloat16 halves the traffic of float32
         ones, and every rank, the owner included, then uses the rounded root.
     lag: by how many calls of `step` roots are put into use after they were due. 1 takes the exchange out of the step's way;
-        from 2 on, the roots are computed beside the steps, too. Keep it below a tenth of the interval.
+        from 2 on, the roots are computed beside the steps, too. Keep it at a tenth of the interval or below.
 
     Every rank calls `step` equally often, with gradients that are the same on all of them.
     """

@@ -138,4 +138,6 @@ def test_roots_do_not_travel_in_a_dtype_that_they_overflow() -> None:
     with pytest.raises(ValueError, match=r"dtype=torch\.float16"):
         Scattered(dtype=torch.float16)
     with pytest.raises(ValueError, match=r"dtype=torch\.float16"):
+        FullySharded("exact", torch.float16)
+    with pytest.raises(ValueError, match=r"dtype=torch\.float16"):
         Shampoo([Parameter(torch.ones(2, 2))], state_dtype=torch.float16)
