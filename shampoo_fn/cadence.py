@@ -17,8 +17,8 @@ class Cadence:
 
         min(frequency, max(1, floor(2 t / dense_until)))
 
-    steps away, so that none is older than `2 / dense_until` of all training so far. The last of the growing intervals ends at a
-    multiple of `frequency`.
+    steps away, whatever multiples of `frequency` lie between, so that none is older than `2 / dense_until` of all training so
+    far. The last of the growing intervals ends at a multiple of `frequency`.
 
     `staggered` gives each block a turn of its own within the interval, so that every step has about the same work. A block
     whose turn falls into the `frequency` steps up to `start` is refreshed then already, the others at `start`: from there on
@@ -41,8 +41,10 @@ class Cadence:
         own = turn if self.staggered else 0
         if step < self.start:
             return self.staggered and step > max(0, self.start - self.frequency) and step % self.frequency == own
-        if step == self.start and (not self.staggered or self.start - (self.start - own) % self.frequency < 1):
-            return True  # it had no turn before
+        if step == self.start:
+            since = (self.start - own) % self.frequency  # its turn before was so many steps ago
+            if not self.staggered or since == 0 or since >= self.start:
+                return True
         if step <= self.dense_until:
             return True
         first, following = self._interval(step)

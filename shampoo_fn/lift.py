@@ -87,7 +87,8 @@ def norms_of_stack(stack: Stack, config: Config, state: BlockState, blocks: Bloc
 
     def norms(old: BlockState, grad: Tensor, alive: Tensor, *param: Tensor) -> Tensor:
         clock = _clock(config, old.step, alive, certain=blocks.all_alive)
-        return stack.transform.norms(grad, old.links, param[0] if param else None, clock)
+        found = stack.transform.norms(grad, old.links, param[0] if param else None, clock)
+        return chosen(blocks.all_alive or alive, found, 0.0)  # a block that takes no part has no part in the whole's length
 
     return over_slots(norms)(state, blocks.grads, blocks.alive, *_optional(blocks.params))
 
@@ -146,7 +147,8 @@ def _clock(
     norms: Tensor | tuple[()] = (),
     own: bool = False,
 ) -> Clock:
-    return Clock(step, alive, config.cadence.start == 1 or step >= config.cadence.start, norms, certain, own)
+    start = config.cadence.start  # to a compiler that has seen several, a symbol: `start == 1` would be one as well
+    return Clock(step, alive, True if start == 1 else step >= start, norms, certain, own)
 
 
 def _optional(params: Tensor | None) -> tuple[Tensor, ...]:

@@ -71,6 +71,14 @@ def test_every_staggered_block_has_a_root_at_the_start_and_one_in_every_interval
         assert len([t for t in due if t <= start]) == 1, "one root up to the start is enough"
 
 
+@given(frequency=frequencies, start=starts, dense_until=st.integers(0, 30))
+def test_whatever_grows_every_staggered_block_has_roots_from_the_start_on(frequency: int, start: int, dense_until: int) -> None:
+    for turn in range(frequency):
+        due = dues(Cadence(frequency, start, True, dense_until), turn, start + 5 * frequency)
+        assert due[0] <= start
+        assert max(later - step for step, later in pairwise(due)) < 2 * frequency
+
+
 def dues(cadence: Cadence, turn: int, end: int) -> list[int]:
     return [t for t in range(1, end) if cadence.due(t, turn % cadence.frequency)]
 

@@ -11,12 +11,15 @@ from shampoo_fn import (
     Cadence,
     Chain,
     Config,
+    FixedRMS,
     Graft,
+    Identity,
     Kronecker,
     Momentum,
     Preconditioned,
     Preconditioner,
     Transform,
+    WeightDecay,
     accumulate,
     apply_updates,
     init_state,
@@ -104,6 +107,22 @@ def test_only_the_block_that_holds_it_is_skipped() -> None:
             {path: leaf for path, leaf in entries(spoilt, config).items() if path.startswith(inside)},
             {path: leaf for path, leaf in entries(good, config).items() if path.startswith(inside)},
         )
+
+
+@pytest.mark.parametrize("filter", [None, EMA(0.9)], ids=repr)
+@pytest.mark.parametrize("magnitude", [Adam(), Identity(), FixedRMS(1.0)], ids=repr)
+def test_a_skipped_block_has_no_part_in_the_length_of_its_tensor(magnitude: Preconditioner, filter: EMA | None) -> None:
+    grafted = Preconditioned(Graft(Kronecker(), magnitude, norm="tensor"), filter)
+    config = Config(Chain(l2=WeightDecay(0.1), precondition=grafted), Blocking(4))
+    whole = model(shapes={"w": (8, 4)})
+    upper = {"w": whole["w"][:4]}
+    grads = [each | {"w": torch.cat([each["w"][:4], torch.full((4, 4), float("nan"))])} for each in gradients(whole, 3)]
+    _, state, updates = run(whole, grads, config)
+    _, _, alone = run(upper, [{"w": each["w"][:4]} for each in grads], config)
+    for found, expected in zip(updates, alone, strict=True):
+        torch.testing.assert_close(found["w"][:4], expected["w"])
+        assert not found["w"][4:].any()
+    assert int(entry(state, config, "w", "skipped", 1)) == 3
 
 
 @every_case

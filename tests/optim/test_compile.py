@@ -97,6 +97,18 @@ def test_more_groups_than_torch_recompiles_one_function() -> None:
     assert len(GRAPHS) == 2 * len(params)
 
 
+def test_a_start_at_once_after_another() -> None:
+    params = {f"w{start}": Parameter(torch.ones(4, 3)) for start in (3, 2, 1)}
+    groups = [{"params": [(name, p)], "start_preconditioning_step": int(name[1:])} for name, p in params.items()]
+    twins = {name: Parameter(p.detach().clone()) for name, p in params.items()}
+    eager = Shampoo([{**group, "params": [(group["params"][0][0], twins[group["params"][0][0]])]} for group in groups])
+    grads = grads_for(params, 4)
+    walk(eager, twins, grads)
+    walk(Shampoo(groups, compile="counting"), params, grads)
+    for name, param in params.items():
+        torch.testing.assert_close(param, twins[name])
+
+
 def test_norms_of_whole_parameters() -> None:
     config = Config(
         Chain(precondition=Preconditioned(Graft(Kronecker(), Adam(), norm="tensor")), rate=Scale(0.1)),
