@@ -110,8 +110,11 @@ class Shampoo(Optimizer):
                 work.storage.let_go()
         return loss
 
-    def _works(self) -> list[Work]:
+    def _settle(self) -> None:
         self.__dict__[SETTLED] = settled(self.param_groups, self.__dict__.get(SETTLED, ()), self._base)
+
+    def _works(self) -> list[Work]:
+        self._settle()
         stacked = self.stacked
         stacked.forget()
         return [
@@ -144,6 +147,7 @@ class Shampoo(Optimizer):
 
     def state_dict(self) -> dict[str, Any]:
         """Groups and state, as in torch.optim. Where the state is sharded, every rank must call it: see `distributed/`."""
+        self._settle()  # options written since the last step
         own = self.state
         self.state = type(own)(dict, self.placement.shown(own, self._base))
         try:

@@ -60,6 +60,7 @@ def steps_described(works: Sequence[Work], *, refreshed: bool = False) -> Descri
             for name, counts in _by_parameter(work.storage, last).items():
                 found[f"parameter {name!r}"]["step of its roots"] = counts
         about = found[f"the group of {work.storage.names[0]!r}"] = {"options": canonical(work.storage.key)}
+        about["maximize"] = canonical(work.maximize)
         about |= {name: repr(value) for name, value in _dials(work.storage).items()}
         if refreshed:
             about["config"] = canonical(work.storage.config)
@@ -82,6 +83,7 @@ def steps_digest(works: Sequence[Work]) -> bytes:
             (
                 work.storage.names,
                 work.storage.key,
+                work.maximize,
                 {key: _short(steps) for key, steps in host_steps(work.storage).items()},
                 _dials(work.storage),
             )

@@ -27,7 +27,7 @@ from shampoo_optim.distributed.outline import Outbox, Outline, outlines
 from shampoo_optim.distributed.passage import Passages
 from shampoo_optim.distributed.peers import Peers
 from shampoo_optim.distributed.routing import Lists, exchange
-from shampoo_optim.distributed.shards import check_shards, mesh_of
+from shampoo_optim.distributed.shards import check_gradients, check_shards, mesh_of
 from shampoo_optim.distributed.shares import Shares
 from shampoo_optim.distributed.trip import Trip, joined
 from shampoo_optim.groups import first_parameter
@@ -77,6 +77,7 @@ class ExactShards:
 
     def work(self, storage: Storage, params: Sequence[Tensor], *, maximize: bool) -> Work:
         present = {n: p for n, p in zip(storage.names, params, strict=True) if p.grad is not None and isinstance(p, DTensor)}
+        check_gradients(present)
         each, passages = self._routes(storage, tuple(present))
         box = Outbox(each, self._peers.rank, params[0].device)
         trip = Trip(present, passages, box, self._dtype, reads_params=storage.config.transform.reads_params)

@@ -4,6 +4,7 @@ Merging keeps the order of the elements, and only whole dimensions go together. 
 rows of the merged shape, and a box of it like every block.
 """
 
+from collections.abc import Mapping
 from math import prod
 from typing import Any
 
@@ -37,6 +38,16 @@ def mesh_of(groups: Groups) -> DeviceMesh:
     if mesh is None:
         raise ValueError("FullySharded: no parameter has elements")
     return mesh
+
+
+def check_gradients(params: Mapping[str, DTensor]) -> None:
+    """Refuse a gradient that is not cut, by name, before anything has travelled: torch takes one of the whole shape."""
+    for name, param in params.items():
+        if not isinstance(param.grad, DTensor):
+            raise TypeError(
+                f"gradient {name!r} is a {type(param.grad).__name__}, its parameter a DTensor: make it one by "
+                "torch.distributed.tensor.distribute_tensor(gradient, parameter.device_mesh, parameter.placements)"
+            )
 
 
 def check_shards(storage: Storage) -> None:

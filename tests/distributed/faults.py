@@ -59,6 +59,8 @@ def other(what: str) -> Outcome:
     def step(number: int) -> None:
         if odd and what == "schedule" and number == 3:
             optimizer.param_groups[0]["lr"] = 0.3
+        if odd and what == "direction" and number == 3:
+            optimizer.param_groups[0]["maximize"] = True
         for name, param in params.items():
             param.grad = grads[number - 1][name]
         optimizer.step()

@@ -53,6 +53,7 @@ def test_a_gradient_that_is_missing_everywhere_is_none() -> None:
         ("option", "staggered", 1),
         ("lag", "settings", 1),
         ("schedule", "lr", 5),
+        ("direction", "maximize", 5),
     ],
 )
 def test_ranks_that_differ_say_so_everywhere(what: str, subject: str, raised: int) -> None:

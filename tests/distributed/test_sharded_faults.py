@@ -175,13 +175,32 @@ def wrong_modes() -> list[str]:
     return [*said, str(caught.value)]
 
 
-def others() -> tuple[tuple[str, bool], str, list[str]]:
-    return lone_nan(), other_shape(), wrong_modes()
+def uncut(module: Any, optimizer: Shampoo, grads: Tensors) -> None:
+    give(module, grads)
+    if dist.get_rank() == 1:
+        module.second.grad = grads["second"].clone()
+
+
+def written() -> list[str]:
+    """What checkpoints say of an option that was written into a group in another form than groups have."""
+    said = []
+    for mode in ("sharded", "exact"):
+        module = model_for(mode)
+        optimizer = optimizer_for(mode, module)
+        give(module, grads_for(parameters(shapes=SHAPES), 1)[0])
+        optimizer.step()
+        optimizer.param_groups[0]["root_inv_method"] = "EIGENDECOMPOSITION"
+        said.append(optimizer.state_dict()["param_groups"][0]["root_inv_method"])
+    return said
+
+
+def others() -> tuple[tuple[str, bool], str, list[str], tuple[str, bool], list[str]]:
+    return lone_nan(), other_shape(), wrong_modes(), faults("exact", {}, uncut), written()
 
 
 def test_ranks_that_differ() -> None:
     ranks = spawned(others, 2)
-    (_, finite), said, wrong = ranks[0]
+    (_, finite), said, wrong, (plain, kept), options = ranks[0]
     assert finite
     assert all(of_rank == ranks[0] for of_rank in ranks)  # a NaN on one rank alone: the owner decides for all
     assert "the ranks disagree on parameter 'second': shape, rank 1: (4, 4); rank 0: (32, 24)" in said
@@ -190,6 +209,9 @@ def test_ranks_that_differ() -> None:
         assert "FullySharded('exact')" in text
         assert "FullySharded('local')" in text
     assert "parameter 'first' is not a DTensor" in wrong[3]
+    assert "the step failed on rank 1: TypeError: gradient 'second' is a Tensor, its parameter a DTensor" in plain
+    assert kept
+    assert options == ["eigendecomposition"] * 2
 
 
 def killed(mode: str) -> None:

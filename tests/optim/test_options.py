@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from shampoo_fn import shampoo
-from shampoo_optim import GraftingType, Shampoo
+from shampoo_optim import GraftingType, Shampoo, diagnose
 from shampoo_optim.options import DEFAULTS
 from tests.optim.support import BUSY, grads_for, parameters, snapshot, walk
 
@@ -195,6 +195,17 @@ def test_what_is_written_into_a_group_means_what_it_does_as_an_argument(option: 
         torch.save(optimizer.state_dict()["param_groups"], buffer)
         buffer.seek(0)
         torch.load(buffer, weights_only=True)
+
+
+def test_what_is_written_into_a_group_is_plain_in_a_checkpoint_and_for_a_look_before_the_next_step() -> None:
+    params = parameters()
+    optimizer = Shampoo(params.items(), **OPTIONS)
+    walk(optimizer, params, grads_for(params, 1))
+    optimizer.param_groups[0] |= {"root_inv_dtype": torch.float32, "root_inv_method": "EIGENDECOMPOSITION"}
+    group = optimizer.state_dict()["param_groups"][0]
+    assert (group["root_inv_dtype"], group["root_inv_method"]) == ("float32", "eigendecomposition")
+    optimizer.param_groups[0]["root_inv_method"] = "MINIMAX"
+    assert diagnose(optimizer).rows
 
 
 @pytest.mark.parametrize(
