@@ -7,6 +7,7 @@ from typing import ParamSpec, TypeVar
 import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor
+from torch.utils._python_dispatch import is_in_torch_dispatch_mode
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -18,6 +19,11 @@ def is_traced(tensor: Tensor) -> bool:
         return True
     # torch.func has no public query for this; this one has had its name and meaning since torch 2.0
     return torch._C._functorch.is_functorch_wrapped_tensor(tensor) or isinstance(tensor, FakeTensor)
+
+
+def is_observed() -> bool:
+    """Whether somebody's dispatch mode, such as a counter of FLOPs, looks at operations: torch.compile refuses to run then."""
+    return is_in_torch_dispatch_mode(include_infra_modes=False)
 
 
 def own_precision(tensor: Tensor) -> AbstractContextManager[None]:

@@ -19,7 +19,7 @@ from shampoo_fn import Config
 from shampoo_fn.layout import Stack
 from shampoo_fn.lift import Blocks, Changes, accumulate_stack, precondition_stack
 from shampoo_fn.state import BlockState
-from shampoo_fn.tracing import is_traced
+from shampoo_fn.tracing import is_observed, is_traced
 from shampoo_fn.tree import changed
 from shampoo_optim.chunks import Chunk, mark_batch
 from shampoo_optim.storage import Storage
@@ -37,8 +37,8 @@ class Walks(NamedTuple):
 
 
 def walks(storage: Storage, chunk: Chunk) -> Walks:
-    """How a chunk is worked: by graphs if the options say so and its values are there."""
-    if storage.backend is None or is_traced(chunk.state.step) or chunk.stack.device.type == "meta":
+    """How a chunk is worked: by graphs if the options say so, its values are there, and nobody counts what is done."""
+    if storage.backend is None or is_traced(chunk.state.step) or chunk.stack.device.type == "meta" or is_observed():
         return EAGER
     if chunk.stack.key not in storage.graphs:
         storage.graphs[chunk.stack.key] = Walks(*(_compiled(walk, storage.backend) for walk in EAGER))

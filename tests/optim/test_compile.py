@@ -1,12 +1,14 @@
 """`compile=`: two graphs for each shape of blocks serve a whole run, with the numbers of eager mode."""
 
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from typing import Any
 
 import pytest
 import torch
 from torch.nn import Parameter
 from torch.optim.lr_scheduler import CosineAnnealingLR
+from torch.utils.flop_counter import FlopCounterMode
 
 from shampoo_fn import Adam, Blocking, Cadence, Chain, Config, Graft, Kronecker, Preconditioned, Scale
 from shampoo_optim import Shampoo
@@ -129,6 +131,18 @@ def test_it_can_be_switched_at_any_step() -> None:
     for step, each in enumerate(grads):
         ours[1].param_groups[0]["compile"] = "counting" if step == 1 else False
         walk(ours[1], ours[0], [each])
+    walk(theirs[1], theirs[0], grads)
+    assert GRAPHS
+    assert_equal_run(ours, theirs)
+
+
+def test_a_step_whose_operations_are_counted_is_eager() -> None:
+    ours, theirs = pair()
+    grads = grads_for(ours[0], 3)
+    for step, each in enumerate(grads):
+        with FlopCounterMode(display=False) if step == 1 else nullcontext() as counter:
+            walk(ours[1], ours[0], [each])
+        assert counter is None or counter.get_total_flops() > 0
     walk(theirs[1], theirs[0], grads)
     assert GRAPHS
     assert_equal_run(ours, theirs)
