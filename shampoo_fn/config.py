@@ -19,8 +19,8 @@ class Config:
     `nonfinite` says what a block does with a gradient that holds a NaN or an infinity, or whose squared norm overflows the
     dtype of its statistics: "skip" makes its update zero, leaves its state as it is and counts it in `skipped`; "propagate"
     lets it through; "raise" raises FloatingPointError with the parameter's name before anything changes (eager only; the
-    norm is that of the whole parameter). `max_root_failures`: after so
-    many refused roots in a row of one factor, the next refresh raises (eager only).
+    norm is that of the whole parameter). `max_root_failures`: after so many refused roots in a row of one factor, the next
+    refresh raises (eager only).
     """
 
     transform: Transform

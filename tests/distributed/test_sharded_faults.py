@@ -176,6 +176,7 @@ def wrong_modes() -> list[str]:
 
 
 def uncut(module: Any, optimizer: Shampoo, grads: Tensors) -> None:
+    """A gradient of the whole shape on rank 1."""
     give(module, grads)
     if dist.get_rank() == 1:
         module.second.grad = grads["second"].clone()
