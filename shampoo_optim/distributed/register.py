@@ -74,6 +74,16 @@ class Register:
         self._late = set()
         return found
 
+    def as_agreed(self, blocks: Collection[Block], tiles: Sequence[Tile]) -> Collection[Block]:
+        """Those whose roots have the dtype that these tiles were agreed upon with; a parameter's may have changed since."""
+        same = {*map(id, self._tiles[0])}
+        former = [tile for tile in tiles if id(tile) not in same]
+        if not former:
+            return blocks
+        now = {(block, tile.path): tile.dtype for tile in self._tiles[0] for block in tile.blocks}
+        other = {block for tile in former for block in tile.blocks if now.get((block, tile.path)) != tile.dtype}
+        return [block for block in blocks if block not in other]
+
     def _steps(self) -> dict[Block, int]:
         found: dict[Block, int] = {}
         for storage, stacks in zip(self.directory.storages, self.directory.blocks, strict=True):

@@ -108,7 +108,7 @@ class SharedRoots:
         directory = self._register.directory
         seating = Seating.of(*self._seats, self._peers.size, self._dtype)
         since = {block: directory.moment(block) for block in wanted} if self._lag else None
-        flight = Flight(self._call, seating, wanted, directory, since)
+        flight = Flight(self._call, seating, self._register.as_agreed(wanted, seating.tiles), directory, since)
         segment = seating.empty(self._peers.rank, self._device(works))
         limit = max((work.storage.limit for work in works), default=0)
         asked: Iterable[Ask] = asks(seating, self._peers.rank, directory, flight.seats, limit)

@@ -52,6 +52,24 @@ def test_an_optimizer_that_is_pickled_finds_the_ranks_where_it_is_loaded() -> No
     assert hashed(params, optimizer) == hashed(again_params, again)
 
 
+def widened(distributed: Scattered | None) -> list[float]:
+    """What a parameter that becomes float64 between two refreshes is at each step."""
+    weight = nn.Parameter(torch.linspace(-1, 1, 96).view(12, 8))
+    optimizer = Shampoo([("w", weight)], lr=0.1, precondition_frequency=3, distributed=distributed)
+    found = []
+    for step in range(12):
+        if step == 4:
+            weight.data = weight.data.double()
+        weight.grad = torch.randn(12, 8, generator=torch.Generator().manual_seed(step)).to(weight.dtype)
+        optimizer.step()
+        found.append(weight.detach().double().square().sum().item())
+    return found
+
+
+def test_a_parameter_that_becomes_wider_takes_the_steps_of_one_process() -> None:
+    assert spawned(widened, 2, Scattered()) == [widened(None)] * 2
+
+
 def copied() -> tuple[str, str, str]:
     """A deep copy goes on with the same ranks; what a pickle says of a process group."""
     params, optimizer = build(PLAIN, Scattered(dist.new_group()))
