@@ -1,7 +1,7 @@
 """What a step costs: FLOPs, bytes, the floor of bare matrix products, and what was measured, against AdamW and a training step.
 
     python -m benchmarks.step            all tables, a picture and a JSON file in benchmarks/results
-    python -m benchmarks.step --quick    fewer repetitions, no growth plot
+    python -m benchmarks.step --quick    fewer repetitions, nothing compiled, no growth plot; over the same step.json
 
 Everything in a table is measured in turns, round after round, and reported as the median of the rounds: neighbours on the
 machine then slow all rows alike, and ratios hold where times do not.
