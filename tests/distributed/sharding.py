@@ -120,6 +120,15 @@ def give(module: nn.Module, grads: Mapping[str, Tensor]) -> None:
         param.grad = None if grad is None else sharded_as(param, grad)
 
 
+def stepped(mode: str) -> Shampoo:
+    """The optimizer of a mode after its first step."""
+    module = model_for(mode)
+    optimizer = optimizer_for(mode, module)
+    give(module, grads_for(parameters(shapes=SHAPES), 1)[0])
+    optimizer.step()
+    return optimizer
+
+
 def sharded_as(param: Tensor, value: Tensor) -> Tensor:
     """A copy of a tensor that every rank has, in the shards of a parameter; no communication."""
     if not isinstance(param, DTensor):

@@ -12,7 +12,7 @@ import torch.distributed as dist
 from shampoo_optim import Shampoo
 from shampoo_optim.distributed import FullySharded, Scattered, Sharded
 from shampoo_optim.storage import Members, Storage
-from tests.distributed.sharding import MANY, SHAPES, give, hashed, model_for, optimizer_for, weights
+from tests.distributed.sharding import MANY, SHAPES, give, hashed, model_for, optimizer_for, stepped, weights
 from tests.distributed.support import raced, spawned
 from tests.optim.support import grads_for, parameters
 from tests.support import Tensors
@@ -186,10 +186,7 @@ def written() -> list[str]:
     """What checkpoints say of an option that was written into a group in another form than groups have."""
     said = []
     for mode in ("sharded", "exact"):
-        module = model_for(mode)
-        optimizer = optimizer_for(mode, module)
-        give(module, grads_for(parameters(shapes=SHAPES), 1)[0])
-        optimizer.step()
+        optimizer = stepped(mode)
         optimizer.param_groups[0]["root_inv_method"] = "EIGENDECOMPOSITION"
         said.append(optimizer.state_dict()["param_groups"][0]["root_inv_method"])
     return said

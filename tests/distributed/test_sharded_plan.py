@@ -22,7 +22,7 @@ from shampoo_optim.distributed.joint import STATUS
 from shampoo_optim.distributed.outline import gathered_bytes, outlines
 from shampoo_optim.distributed.ownership import Ownership, load_of, owned
 from shampoo_optim.distributed.passage import Passages
-from tests.distributed.sharding import MANY, SHAPES, TENSOR_NORMS, give, model_for, optimizer_for
+from tests.distributed.sharding import MANY, SHAPES, TENSOR_NORMS, give, model_for, optimizer_for, stepped
 from tests.distributed.support import spawned
 from tests.optim.support import grads_for, parameters
 
@@ -144,10 +144,7 @@ def diagnosed() -> list[set[str]]:
     """The parameters that this rank can say something about, by mode."""
     found = []
     for mode in ("sharded", "exact"):
-        module = model_for(mode)
-        optimizer = optimizer_for(mode, module)
-        give(module, grads_for(parameters(shapes=SHAPES), 1)[0])
-        optimizer.step()
+        optimizer = stepped(mode)
         found.append({row["parameter"] for row in diagnose(optimizer).rows if row["step"] == 1})
     return found
 
