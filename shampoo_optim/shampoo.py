@@ -18,12 +18,14 @@ from shampoo_optim.migrate import options_like
 from shampoo_optim.options import DEFAULTS, Options, plain
 from shampoo_optim.placement import Distribution, Local, Placement
 from shampoo_optim.settling import settled
+from shampoo_optim.shaping import shapes_of
 from shampoo_optim.stacked import Stacked
 from shampoo_optim.stepping import step
 from shampoo_optim.work import Work
 
 CACHE = "_storages"  # not pickled, not copied, rebuilt when needed
 SETTLED = "_settled"  # likewise: the options of each group at the last step
+SHAPES = "_shapes"  # likewise: the options that each state was made under
 PLACEMENT = "_placement"  # likewise
 DISTRIBUTION = "_distribution"  # absent for one process
 
@@ -139,7 +141,8 @@ class Shampoo(Optimizer):
     def stacked(self) -> Stacked:
         """The state as steps have it: of all parameters of a group together."""
         placement = self.placement  # which may drop what was kept
-        return Stacked(self.param_groups, self.state, placement, self._base, self.__dict__.setdefault(CACHE, {}))
+        kept, shapes = self.__dict__.setdefault(CACHE, {}), self.__dict__.setdefault(SHAPES, {})
+        return Stacked(self.param_groups, self.state, placement, self._base, kept, shapes)
 
     @property
     def _base(self) -> Config | None:
@@ -193,3 +196,4 @@ class Shampoo(Optimizer):
             for name, value in self.defaults.items():
                 if name != "config":
                     group.setdefault(name, value)
+        self.__dict__[SHAPES] = shapes_of(self.param_groups, self.state)

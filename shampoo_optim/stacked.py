@@ -11,6 +11,7 @@ from shampoo_optim.configuration import structure
 from shampoo_optim.groups import by_device
 from shampoo_optim.naming import parameter_name
 from shampoo_optim.placement import Placement
+from shampoo_optim.shaping import Shapes, check_shapes
 from shampoo_optim.storage import Members, Storage
 
 Group = dict[str, Any]
@@ -25,6 +26,7 @@ class Stacked(NamedTuple):
     placement: Placement
     base: Config | None
     kept: Kept
+    shapes: Shapes
 
     def forget(self) -> None:
         """Let go of what belongs to groups that are no more."""
@@ -58,9 +60,10 @@ class Stacked(NamedTuple):
         before = self.kept.get((number, device))
         if before is not None and before.current(params, states, key):
             return before
-        if before is not None and any(states) and not {*map(id, before.params)}.isdisjoint(map(id, params)):
-            before.check_shape(group)
-        storage = self.kept[number, device] = self.placement.storage(self._members(number, params, states, key))
+        check_shapes(self.shapes, group, params, states)
+        # it outlives a step in inference mode, whose tensors no later step could write into
+        with torch.inference_mode(False), torch.no_grad():
+            storage = self.kept[number, device] = self.placement.storage(self._members(number, params, states, key))
         if before is not None and before.key == key:
             storage.graphs = before.graphs  # of the same transforms, whatever parameters they serve
         return storage

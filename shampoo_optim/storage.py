@@ -18,9 +18,8 @@ from shampoo_fn.state import check_tensor
 from shampoo_fn.tracing import is_traced
 from shampoo_fn.transform import is_of_package
 from shampoo_fn.tree import flatten, leaves
-from shampoo_fn.validate import require
 from shampoo_optim.chunks import Chunk, chunks, limit_of, mark_batch, tiles
-from shampoo_optim.configuration import Dials, backend, configured, constant, shape, values
+from shampoo_optim.configuration import Dials, backend, configured, constant, values
 from shampoo_optim.entries import as_tensor, check_entries, entries
 
 Begin = Callable[[Mapping[str, Tensor], Config], tuple[Layout, State]]
@@ -61,7 +60,7 @@ class Storage:
     def __init__(self, members: Members, begin: Begin = whole) -> None:
         params, states, group, base, self.key = members
         self.names, self.params = list(params), list(params.values())
-        self.shape, self.backend = shape(group), backend(group)
+        self.backend = backend(group)
         self.graphs: dict[str, Any] = {}  # by stack, see `walks.py`
         self.dials = _dials(group, self.params[0].device)
         self.config = configured(group, base, self.dials)
@@ -111,15 +110,8 @@ class Storage:
         """After a step: whoever put tensors into `state[p]` finds this one step in them too, as if it had been in place."""
         replaced, self._replaced = self._replaced, []
         for given, view in replaced:
-            if given.shape == view.shape:  # not a step that was saved as a number
+            if given.shape == view.shape and not given.is_inference():  # nor a step that was saved as a number
                 given.copy_(view)
-
-    def check_shape(self, group: Mapping[str, Any]) -> None:
-        """Refuse options under which the tensors of the state would mean something else."""
-        for name, now in shape(group).items():
-            require(
-                now == self.shape[name], name, now, f"{self.shape[name]!r}, as the state has it; another needs a new optimizer"
-            )
 
     def check_grads(self, grads: Mapping[str, Tensor]) -> None:
         """Refuse gradients that are not dense or, if the config says so, not finite."""

@@ -17,7 +17,7 @@ from shampoo_fn import Config, State
 from shampoo_fn.layout import Layout
 from shampoo_optim.configuration import configured, values
 from shampoo_optim.distributed.peers import Peers
-from shampoo_optim.distributed.shards import local
+from shampoo_optim.distributed.shards import check_gradients, local
 from shampoo_optim.distributed.shares import named
 from shampoo_optim.entries import as_tensor, check_entries
 from shampoo_optim.groups import first_parameter
@@ -41,7 +41,9 @@ class LocalShards:
 
     def work(self, storage: Storage, params: Sequence[Tensor], *, maximize: bool) -> Work:
         own = dict(zip(storage.names, params, strict=True))
-        grads = {n: local(p.grad, p) for n, p in own.items() if p.grad is not None and isinstance(p, DTensor)}
+        present = {name: p for name, p in own.items() if p.grad is not None and isinstance(p, DTensor)}
+        check_gradients(present)
+        grads = {name: local(param.grad, param) for name, param in present.items()}
         return work_on(storage, {name: _shard(param) for name, param in own.items()}, grads, maximize=maximize)
 
     def due(self, works: Sequence[Work]) -> bool:

@@ -175,6 +175,17 @@ def wrong_modes() -> list[str]:
     return [*said, str(caught.value)]
 
 
+def uncut_alone() -> str:
+    """What FullySharded("local") says of a gradient of the whole shape."""
+    module = model_for("local")
+    optimizer = optimizer_for("local", module)
+    give(module, grads_for(parameters(shapes=SHAPES), 1)[0])
+    module.second.grad = torch.ones(SHAPES["second"])
+    with pytest.raises(TypeError) as caught:
+        optimizer.step()
+    return str(caught.value)
+
+
 def uncut(module: Any, optimizer: Shampoo, grads: Tensors) -> None:
     """A gradient of the whole shape on rank 1."""
     give(module, grads)
@@ -192,13 +203,13 @@ def written() -> list[str]:
     return said
 
 
-def others() -> tuple[tuple[str, bool], str, list[str], tuple[str, bool], list[str]]:
-    return lone_nan(), other_shape(), wrong_modes(), faults("exact", {}, uncut), written()
+def others() -> tuple[tuple[str, bool], str, list[str], tuple[str, bool], str, list[str]]:
+    return lone_nan(), other_shape(), wrong_modes(), faults("exact", {}, uncut), uncut_alone(), written()
 
 
 def test_ranks_that_differ() -> None:
     ranks = spawned(others, 2)
-    (_, finite), said, wrong, (plain, kept), options = ranks[0]
+    (_, finite), said, wrong, (plain, kept), alone, options = ranks[0]
     assert finite
     assert all(of_rank == ranks[0] for of_rank in ranks)  # a NaN on one rank alone: the owner decides for all
     assert "the ranks disagree on parameter 'second': shape, rank 1: (4, 4); rank 0: (32, 24)" in said
@@ -209,6 +220,7 @@ def test_ranks_that_differ() -> None:
     assert "parameter 'first' is not a DTensor" in wrong[3]
     assert "the step failed on rank 1: TypeError: gradient 'second' is a Tensor, its parameter a DTensor" in plain
     assert kept
+    assert alone.startswith("gradient 'second' is a Tensor, its parameter a DTensor")
     assert options == ["eigendecomposition"] * 2
 
 

@@ -1,6 +1,9 @@
 """Every option of a group, changed between steps: it takes effect at once, at the next roots, or raises."""
 
+import copy
 import io
+import pickle
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -95,6 +98,35 @@ def test_it_raises_once_there_is_a_state_and_not_before(option: str) -> None:
     assert all(torch.equal(value, before[name]) for name, value in snapshot(params, optimizer).items())
     optimizer.param_groups[0][option] = RAISES[option]
     walk(optimizer, params, grads[1:])
+
+
+def _loaded(optimizer: Shampoo) -> Shampoo:
+    optimizer.load_state_dict(optimizer.state_dict())
+    return optimizer
+
+
+def _reordered(optimizer: Shampoo) -> Shampoo:
+    optimizer.add_param_group({"params": [torch.nn.Parameter(torch.ones(3))], "grafting_type": "ADAGRAD"})
+    optimizer.param_groups.reverse()
+    return optimizer
+
+
+@pytest.mark.parametrize("moved", [_loaded, _reordered, copy.deepcopy, lambda it: pickle.loads(pickle.dumps(it))])
+def test_a_state_that_was_moved_still_knows_what_it_was_made_under(moved: Callable[[Shampoo], Shampoo]) -> None:
+    param = torch.nn.Parameter(torch.ones(3, 2))
+    optimizer = Shampoo([param], grafting_type="RMSPROP")
+    param.grad = torch.ones(3, 2)
+    optimizer.step()
+    optimizer = moved(optimizer)
+    group = optimizer.param_groups[-1]
+    (param,) = group["params"]
+    param.grad = torch.ones(3, 2)
+    group["grafting_type"] = "ADAGRAD"  # its state has the same names and shapes
+    with pytest.raises(ValueError, match=r"grafting_type.*'RMSPROP', as the state has it"):
+        optimizer.step()
+    group["grafting_type"] = "RMSPROP"
+    optimizer.step()
+    assert optimizer.state[param]["step"] == 2
 
 
 @pytest.mark.parametrize(("options", "option", "value"), SWITCHES)

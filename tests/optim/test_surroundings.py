@@ -29,6 +29,30 @@ def test_a_step_under_autocast_is_the_step_without(low: torch.dtype, options: di
         assert torch.equal(value, found[1][name]), name
 
 
+@pytest.mark.parametrize("options", [{}, {"compile": "eager"}], ids=str)
+def test_steps_in_inference_mode_are_steps(options: dict[str, Any]) -> None:
+    """The first of a state, the first after a checkpoint, and after one that was loaded in that mode."""
+    found = []
+    for enabled in (False, True):
+        params = parameters(torch.float32, SHAPES)
+        optimizer = Shampoo(params.items(), **options)
+        for grads in grads_for(params, 3):
+            for name, param in params.items():
+                param.grad = grads[name].clone()
+            with torch.inference_mode(enabled):
+                optimizer.step()
+            optimizer.step()
+            checkpoint = optimizer.state_dict()
+            with torch.inference_mode(enabled):
+                optimizer.load_state_dict(checkpoint)
+            optimizer.step()
+            optimizer.load_state_dict(optimizer.state_dict())
+        found.append(snapshot(params, optimizer))
+    assert found[0].keys() == found[1].keys()
+    for name, value in found[0].items():
+        assert torch.equal(value, found[1][name]), name
+
+
 def test_two_models_in_one_list_have_the_same_names() -> None:
     models = nn.Linear(4, 3), nn.Linear(4, 3)
     optimizer = Shampoo([pair for model in models for pair in model.named_parameters()])
