@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from benchmarks.study_extras import NoisyRoots, ShapedRMS, SmallSide, SparseStatistics
+from benchmarks.study_extras import NoisyRoots, RoundedProducts, ShapedRMS, SmallSide, SparseStatistics
 from benchmarks.tasks import Job
 from shampoo_fn import (
     Adagrad,
@@ -35,10 +35,11 @@ def configuration(job: Job, rate: Callable[[Tensor], Tensor], options: Options) 
     own: dict[str, Any] = {"diagonal": job.diagonal} | dict(options)
     own["betas"] = (own.pop("beta1", 0.9), own.pop("beta2", 0.95))
     own["diagonal"] = tuple(own["diagonal"])
+    own |= {name: getattr(torch, own[name]) for name in ("root_dtype", "state_dtype") if name in own}
     own["solver"] = _solver(own)
     own["grafting"] = _grafting(own)
     extras: dict[str, Any] = {
-        key: own.pop(key) for key in ("elementwise_beta2", "small_side", "statistics_every", "pixels") if key in own
+        key: own.pop(key) for key in ("elementwise_beta2", "small_side", "statistics_every", "pixels", "rounded") if key in own
     }
     config = shampoo(rate, **own)
     chain = config.transform
@@ -97,4 +98,6 @@ def _kronecker(kronecker: Any, extras: Mapping[str, Any]) -> Kronecker:
         return SmallSide(**given)
     if extras.get("statistics_every", 1) > 1:
         return SparseStatistics(**given, every=extras["statistics_every"])
+    if "rounded" in extras:
+        return RoundedProducts(**given, directions={"statistics": False, "all products": True}[extras["rounded"]])
     return Kronecker(**given)

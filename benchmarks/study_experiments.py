@@ -126,6 +126,25 @@ def often(job: str) -> Experiment:
     return Experiment(f"Roots more often than every ten steps: {job}.", job, variants)
 
 
+DIGITS: dict[str, dict[str, Any]] = {
+    "float32": {},
+    "statistics from bfloat16": {"rounded": "statistics"},
+    "all products of bfloat16": {"rounded": "all products"},
+    "roots in bfloat16": {"root_dtype": "bfloat16"},
+    "roots and filter in bfloat16": {"state_dtype": "bfloat16"},
+}
+
+
+def digits(job: str) -> Experiment:
+    base = TUNED[job]["shampoo"]
+    variants = [setting(label, base, **changes) for label, changes in DIGITS.items()]
+    coarse = {
+        label: changes for label, changes in DIGITS.items() if label not in ("statistics from bfloat16", "roots in bfloat16")
+    }
+    variants += [setting(f"{label}, ridge 3e-5", base, **changes, ridge=3e-5) for label, changes in coarse.items()]
+    return Experiment(f"Operands of products and numbers of the state with fewer digits: {job}.", job, variants)
+
+
 EXPERIMENTS: dict[str, Experiment] = {
     "adamw-gpt": Experiment("AdamW's learning rate: the baseline.", "gpt", rates(ADAMW, -6, -5, -4)),
     "adamw-short": Experiment("AdamW's learning rate, 120 steps.", "gpt", rates(ADAMW, -6, -5, -4), steps=SHORT),
@@ -151,6 +170,7 @@ EXPERIMENTS: dict[str, Experiment] = {
         seeds=FRESH,
     ),
     **{f"often-{job}": often(job) for job in JOB_NAMES},
+    **{f"digits-{job}": digits(job) for job in JOB_NAMES},
     **RACES,
     **KNOBS,
     **STABILITY,

@@ -6,9 +6,9 @@ import torch
 from torch import Tensor
 
 from shampoo_fn import Clock, Eigh, FixedRMS, Kronecker, Roots, Solver
-from shampoo_fn.kronecker import KroneckerState
+from shampoo_fn.kronecker import KroneckerState, contracted
 from shampoo_fn.modes import ModePlan
-from shampoo_fn.transform import Request
+from shampoo_fn.transform import Request, chosen
 from shampoo_fn.tree import Tree
 
 
@@ -56,6 +56,33 @@ class SmallSide(Kronecker):
         plans = super().modes(shape)
         smallest = min(plans, key=lambda mode: plans[mode].n, default=None)
         return {mode: plan for mode, plan in plans.items() if mode == smallest}
+
+
+@dataclass(frozen=True)
+class RoundedProducts(Kronecker):
+    """Shampoo whose products have operands rounded to bfloat16 and sums in float32, on any machine; roots are taken as ever.
+
+    What `torch.set_float32_matmul_precision("medium")` allows, and does on some. `directions`: whether the products with the
+    roots are rounded too, or the statistics alone.
+    """
+
+    directions: bool = False
+
+    def accumulate(self, grad: Tensor, state: KroneckerState, clock: Clock) -> KroneckerState:
+        return super().accumulate(_rounded(grad), state, clock)
+
+    def precondition(self, update: Tensor, state: KroneckerState, clock: Clock) -> Tensor:
+        if not self.directions:
+            return super().precondition(update, state, clock)
+        direction = update
+        for mode in range(update.dim()):
+            root = state.roots.get(str(mode))
+            direction = contracted(_rounded(direction), None if root is None else _rounded(root.inverse_root))
+        return chosen(clock.ready, direction, update)
+
+
+def _rounded(operand: Tensor) -> Tensor:
+    return operand.bfloat16().to(operand.dtype)
 
 
 @dataclass(frozen=True)

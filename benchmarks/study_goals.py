@@ -25,6 +25,7 @@ def goals(known: Known) -> dict[str, str]:
         "transfer": _transfer(known),
         "jobs": _across_jobs(known, "settings"),
         "often": _across_jobs(known, "often"),
+        "digits": _across_jobs(known, "digits"),
         "stability": _stability(known),
         "bfloat16": _bfloat16(known),
     }

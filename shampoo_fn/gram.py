@@ -9,26 +9,37 @@ with the moving average that follows, float32: 0.92 of the time for n = 512, 0.7
 import torch
 from torch import Tensor
 
+from shampoo_fn.products import even, product
+
 STRIPS = 4
 SMALLEST = 512
 
 
 def gram(rows: Tensor) -> Tensor:
-    """`Y Y^T` [..., n, n] of Y [..., n, m], symmetric to the bit; the bits of a matrix do not depend on its neighbours."""
+    """`Y Y^T` [..., n, n] of Y [..., n, m]; the bits of a matrix do not depend on its neighbours.
+
+    Symmetric up to rounding: with MKL on AMD's processors an entry and its mirror image may differ in their last bit.
+    """
     n, m = rows.shape[-2:]
     if n < SMALLEST or m < n or rows.device.type != "cpu":
-        full: Tensor = rows @ rows.mT
-        return full
+        return product(rows, rows.mT)
+    if n % 2 or m % 2:
+        return gram(even(rows))[..., :n, :n]
     ends = [n * k // STRIPS for k in range(1, STRIPS + 1)]
     spans = list(zip([0, *ends], ends, strict=False))
     if torch.compiler.is_compiling():
         return _joined([rows[..., start:end, :] @ rows[..., :end, :].mT for start, end in spans], spans)
-    product = rows.new_empty(*rows.shape[:-1], n)
+    whole = rows.new_empty(*rows.shape[:-1], n)
     for start, end in spans:
         strip = rows[..., start:end, :] @ rows[..., :end, :].mT
-        product[..., start:end, :end] = strip
-        product[..., :start, start:end] = strip[..., :start].mT
-    return product
+        whole[..., start:end, :end] = strip
+        whole[..., :start, start:end] = strip[..., :start].mT
+    return whole
+
+
+def symmetric(matrices: Tensor) -> Tensor:
+    """The mean of matrices [..., n, n] and their transposes: symmetric to the bit, and themselves if they were."""
+    return (matrices + matrices.mT).mul_(0.5)
 
 
 def _joined(strips: list[Tensor], spans: list[tuple[int, int]]) -> Tensor:

@@ -19,6 +19,7 @@ from shampoo_fn.denormals import without_denormals
 from shampoo_fn.gram import gram
 from shampoo_fn.modes import FULL, ModeOptions, ModePlan, check_exponent, check_factors, frozen
 from shampoo_fn.preconditioner import Preconditioner, RootState
+from shampoo_fn.products import product
 from shampoo_fn.roots.auto import Auto
 from shampoo_fn.roots.solver import Roots, Solver
 from shampoo_fn.symmetric import packed, unpacked
@@ -153,8 +154,8 @@ def contracted(tensor: Tensor, root: Tensor | None) -> Tensor:
         return tensor.movedim(0, -1)
     if root.dim() == 1:
         return tensor.movedim(0, -1) * root
-    product = tensor.flatten(1).mT @ root if tensor.dim() > 1 else tensor @ root
-    return product.reshape(*tensor.shape[1:], tensor.shape[0])
+    rows = tensor.flatten(1).mT if tensor.dim() > 1 else tensor[None]
+    return product(rows, root).reshape(*tensor.shape[1:], tensor.shape[0])
 
 
 def accepted(old: RootState, new: Roots, clock: Clock) -> RootState:

@@ -4,19 +4,22 @@ Numbers that may change at every step (a schedule's learning rate) go in as *dia
 hence one plan of the blocks, serves all their values.
 """
 
-from collections.abc import Hashable, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
 import torch
 
 from shampoo_fn import Chain, Config, CoupledNewton, Eigh, PseudoInverse, Scale, Solver, shampoo
+from shampoo_fn.recipe import default_ridge
 from shampoo_fn.roots.auto import Auto
 from shampoo_fn.roots.minimax import Minimax
 from shampoo_fn.roots.rational import Rational
 from shampoo_fn.validate import require
 from shampoo_optim.grafting import magnitude
-from shampoo_optim.options import DEFAULTS, SAME, SHAPING, scalar
+from shampoo_optim.options import DEFAULTS, SAME
+from shampoo_optim.precision import SETTINGS
+from shampoo_optim.structure import Dials, values
 
 METHODS: dict[str, type[Solver]] = {
     "eigendecomposition": Eigh,
@@ -28,46 +31,6 @@ METHODS: dict[str, type[Solver]] = {
 }
 LARGE_DIMS = {"blocking": "block", "block": "block", "diagonal": "diagonal", "adagrad": "adagrad"}
 
-Dials = dict[str, Any]  # by name: the value that goes into the config, a dial or a constant
-
-
-def values(group: Mapping[str, Any]) -> Dials:
-    """The hyper-parameters of a group that may vary from step to step."""
-    if "betas" not in group:
-        return {"lr": scalar("lr", group["lr"])}
-    names = ("lr", "beta3", "weight_decay", "momentum", "grafting_beta2")
-    found = {"beta1": group["betas"][0], "beta2": group["betas"][1]} | {name: group[name] for name in names}
-    return {name: scalar(name, value) for name, value in found.items()}
-
-
-def constant(name: str, value: Any) -> bool:
-    """Whether a value is a statement about structure: no filter, no decay, no momentum, a sum instead of an average."""
-    if value is None:
-        return True
-    number = isinstance(value, float | int)
-    return number and ((name in ("beta1", "weight_decay", "momentum") and value == 0) or (name == "beta2" and value == 1))
-
-
-def structure(group: Mapping[str, Any]) -> tuple[Hashable, ...]:
-    """What decides the config of a group up to its dials; compared at each step."""
-    marks = tuple(value if constant(name, value) else "varies" for name, value in values(group).items())
-    return marks, *fixed_options(group).values()
-
-
-def fixed_options(group: Mapping[str, Any]) -> dict[str, Hashable]:
-    """The options of a group that are no dials."""
-    return {name: _hashable(group[name]) for name in _FIXED if name in group}
-
-
-def shape(group: Mapping[str, Any]) -> dict[str, Hashable]:
-    """What must not change once there is a state."""
-    found = {name: _hashable(group[name]) for name in SHAPING if name in group}
-    switches = {"beta1": "betas[0] == 0", "beta2": "betas[1] == 1", "momentum": "momentum == 0"}
-    return found | {text: constant(name, values(group)[name]) for name, text in switches.items() if name in values(group)}
-
-
-_FIXED = [name for name in DEFAULTS if name not in (*values(DEFAULTS), "betas", "maximize")]
-
 
 def configured(group: Mapping[str, Any], base: Config | None, dials: Dials) -> Config:
     """The config of a group: `base` if there is one, with the group's learning rate, else what its options say.
@@ -75,6 +38,7 @@ def configured(group: Mapping[str, Any], base: Config | None, dials: Dials) -> C
     Raises ValueError that names the option, its value and what is allowed.
     """
     backend(group)
+    precision(group)
     if base is not None:
         return _with_rate(base, dials["lr"])
     _check(group)
@@ -113,6 +77,13 @@ def backend(group: Mapping[str, Any]) -> str | None:
     return "inductor" if wanted is True else wanted or None
 
 
+def precision(group: Mapping[str, Any]) -> str | None:
+    """How many digits the products G G^T of a group have; None as many as torch was told."""
+    wanted: str | None = group["statistics_precision"]
+    require(wanted is None or wanted in SETTINGS, "statistics_precision", wanted, f"None or one of {list(SETTINGS)}")
+    return wanted
+
+
 def rate_of(config: Config) -> Any:
     """The learning rate in a functional config: what the groups start with."""
     links = config.transform.links if isinstance(config.transform, Chain) else ()
@@ -145,7 +116,9 @@ def _check(group: Mapping[str, Any]) -> None:
 def _solver(group: Mapping[str, Any]) -> Solver:
     method = METHODS[group["root_inv_method"]]
     dtype = _dtype("root_inv_dtype", group)
-    epsilons = {"relative_epsilon": group["relative_epsilon"], "epsilon": group["epsilon"]}
+    relative = group["relative_epsilon"]
+    relative = default_ridge(_dtype("state_dtype", group)) if relative is None else relative
+    epsilons = {"relative_epsilon": relative, "epsilon": group["epsilon"]}
     return method(**epsilons) if dtype is None else method(**epsilons, dtype=dtype)  # type: ignore[call-arg]
 
 
@@ -154,9 +127,3 @@ def _dtype(field: str, group: Mapping[str, Any]) -> torch.dtype | None:
     dtype = None if name is None else getattr(torch, str(name).removeprefix("torch."), None)
     require(name is None or isinstance(dtype, torch.dtype), field, name, "a torch.dtype or its name, such as 'float32'")
     return dtype
-
-
-def _hashable(value: Any) -> Hashable:
-    if isinstance(value, Mapping):
-        return tuple((key, _hashable(each)) for key, each in value.items())
-    return tuple(value) if isinstance(value, list | tuple) else value

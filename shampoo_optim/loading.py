@@ -8,10 +8,11 @@ from torch import Tensor
 
 from shampoo_fn import Config, init_state
 from shampoo_fn.layout import layout
-from shampoo_optim.configuration import configured, values
+from shampoo_optim.configuration import configured
 from shampoo_optim.entries import Entries, as_tensor, check_entries, entries
 from shampoo_optim.naming import parameter_name
 from shampoo_optim.options import plain
+from shampoo_optim.structure import values
 
 Group = dict[str, Any]
 

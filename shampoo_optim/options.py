@@ -13,7 +13,7 @@ from typing import Any, TypedDict
 import torch
 from torch import Tensor
 
-from shampoo_fn import shampoo
+from shampoo_fn import Auto, shampoo
 from shampoo_fn.validate import require
 from shampoo_optim.grafting import GraftingType
 
@@ -38,7 +38,7 @@ class Options(TypedDict, total=False):
     grafting_rms: float  # of GraftingType.RMS
     exponent: Any
     epsilon: float  # absolute ridge
-    relative_epsilon: float  # ridge relative to the size of the factor, added to the absolute one
+    relative_epsilon: float | None  # ridge relative to a factor's size, added to the absolute one; None: `default_ridge`
     root_inv_method: str  # see `configuration.METHODS`
     root_inv_dtype: torch.dtype | str | None  # that the root is computed in; None is the method's own choice
     preconditioner_dtype: torch.dtype | str | None  # of the factors
@@ -57,6 +57,9 @@ class Options(TypedDict, total=False):
     nonfinite: str
     maximize: bool
     compile: bool | str  # whether to run steps as graphs; a string names the backend of torch.compile
+    statistics_precision: (
+        str | None
+    )  # of the products G G^T: "highest", "high" or "medium" as torch has them; None is torch's own
 
 
 _RECIPE: dict[str, Any] = {name: each.default for name, each in inspect.signature(shampoo).parameters.items()}
@@ -91,15 +94,17 @@ DEFAULTS: dict[str, Any] = {name: _RECIPE[name] for name in SAME} | {
     "grafting_beta2": _RECIPE["grafting"].beta2,
     "grafting_epsilon": 1e-8,
     "grafting_rms": 0.2,
-    "epsilon": _RECIPE["solver"].epsilon,
-    "relative_epsilon": _RECIPE["solver"].relative_epsilon,
+    "epsilon": Auto().epsilon,
+    "relative_epsilon": None,
     "root_inv_method": "auto",
     "root_inv_dtype": None,
     "preconditioner_dtype": _RECIPE["factor_dtype"],
     "large_dim_method": _RECIPE["large_dim"],
     "maximize": False,
     "compile": False,
+    "statistics_precision": None,
 }
+NO_CONFIG = ("maximize", "compile", "statistics_precision")  # what no config says: groups have these beside `config=`
 
 # a change of one of these would give the tensors of the state another shape, number or meaning
 SHAPING = (

@@ -7,8 +7,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from shampoo_fn import Config
-from shampoo_optim.configuration import configured, values
+from shampoo_optim.configuration import configured
 from shampoo_optim.options import DEFAULTS, plain
+from shampoo_optim.structure import values
 
 Settled = Mapping[str, Any]  # options of a group
 

@@ -11,16 +11,17 @@ from torch.optim.optimizer import Optimizer, ParamsT
 
 from shampoo_fn import Config
 from shampoo_fn.validate import require
-from shampoo_optim.configuration import configured, initial_rate, values
+from shampoo_optim.configuration import configured, initial_rate
 from shampoo_optim.groups import params_of
 from shampoo_optim.loading import loaded_groups, loaded_state
 from shampoo_optim.migrate import options_like
-from shampoo_optim.options import DEFAULTS, Options, plain
+from shampoo_optim.options import DEFAULTS, NO_CONFIG, Options, plain
 from shampoo_optim.placement import Distribution, Local, Placement
 from shampoo_optim.settling import settled
 from shampoo_optim.shaping import shapes_of
 from shampoo_optim.stacked import Stacked
 from shampoo_optim.stepping import step
+from shampoo_optim.structure import values
 from shampoo_optim.work import Work
 
 CACHE = "_storages"  # not pickled, not copied, rebuilt when needed
@@ -36,7 +37,7 @@ class Shampoo(Optimizer):
     Options (`options.Options`, with their defaults in `options.DEFAULTS`) hold for all groups that do not say otherwise, and
     are read from the group at every step: `param_groups[0]["lr"] = 0.1` takes effect at once, as if it had been given so. Those
     that shape the state (`options.SHAPING`, and whether betas[0], momentum are 0 and betas[1] is 1) raise if changed once there
-    is a state. Alternatively `config`, any `shampoo_fn.Config`, says everything; groups then have `lr`, `maximize`, `compile`
+    is a state. Alternatively `config`, any `shampoo_fn.Config`, says everything; groups then have `lr` and `options.NO_CONFIG`
     alone. `distributed` spreads the work over processes: a `Distribution`, such as `distributed.Scattered()`.
 
     Pass `model.named_parameters()`, not `model.parameters()`: embeddings and output heads, which do better by the diagonal
@@ -55,7 +56,7 @@ class Shampoo(Optimizer):
         distributed: Distribution | None = None,
         **options: Unpack[Options],
     ) -> None:
-        known = DEFAULTS if config is None else {"lr": initial_rate(config), "maximize": False, "compile": False}
+        known = DEFAULTS if config is None else {"lr": initial_rate(config)} | {name: DEFAULTS[name] for name in NO_CONFIG}
         for name in options:
             if name not in known:
                 where = "with config= the config says it" if config and name in DEFAULTS else f"known are {', '.join(known)}"

@@ -10,10 +10,10 @@ from typing import Any
 from torch import Tensor
 
 from shampoo_fn.validate import require
-from shampoo_optim.configuration import shape
-from shampoo_optim.options import plain
+from shampoo_optim.options import SHAPING, plain
+from shampoo_optim.structure import constant, hashable, values
 
-Shapes = dict[Tensor, Mapping[str, Hashable]]  # by parameter: `configuration.shape` of the group that made its state
+Shapes = dict[Tensor, Mapping[str, Hashable]]  # by parameter: `shape` of the group that made its state
 
 
 def shapes_of(groups: Iterable[Mapping[str, Any]], states: Mapping[Any, Any]) -> Shapes:
@@ -37,3 +37,10 @@ def check_shapes(
             wanted = f"{before[name]!r}, as the state has it; another needs a new optimizer"
             require(value == before[name], name, value, wanted)
     shapes.update(dict.fromkeys(params, now))
+
+
+def shape(group: Mapping[str, Any]) -> dict[str, Hashable]:
+    """What must not change once there is a state."""
+    found = {name: hashable(group[name]) for name in SHAPING if name in group}
+    switches = {"beta1": "betas[0] == 0", "beta2": "betas[1] == 1", "momentum": "momentum == 0"}
+    return found | {text: constant(name, values(group)[name]) for name, text in switches.items() if name in values(group)}

@@ -1,18 +1,18 @@
 """The stacked state of all groups: made when it is first asked for, and anew when something it follows from was replaced."""
 
-from collections.abc import Hashable, Iterator, Mapping, MutableMapping, Sequence
+from collections.abc import Iterator, Mapping, MutableMapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from shampoo_fn import Config
-from shampoo_optim.configuration import structure
 from shampoo_optim.groups import by_device
 from shampoo_optim.naming import parameter_name
 from shampoo_optim.placement import Placement
 from shampoo_optim.shaping import Shapes, check_shapes
 from shampoo_optim.storage import Members, Storage
+from shampoo_optim.structure import Structure, structure
 
 Group = dict[str, Any]
 Kept = dict[tuple[int, torch.device], Storage]  # by the number of the group and the device
@@ -64,11 +64,11 @@ class Stacked(NamedTuple):
         # it outlives a step in inference mode, whose tensors no later step could write into
         with torch.inference_mode(False), torch.no_grad():
             storage = self.kept[number, device] = self.placement.storage(self._members(number, params, states, key))
-        if before is not None and before.key == key:
-            storage.graphs = before.graphs  # of the same transforms, whatever parameters they serve
+        if before is not None and before.key.walks == key.walks:
+            storage.graphs = before.graphs  # of the same walks, whatever parameters they serve
         return storage
 
-    def _members(self, number: int, params: list[Tensor], states: list[dict[str, Any]], key: Hashable) -> Members:
+    def _members(self, number: int, params: list[Tensor], states: list[dict[str, Any]], key: Structure) -> Members:
         group = self.groups[number]
         place = {p: i for i, p in reversed(list(enumerate(group["params"])))}
         named = {parameter_name(self.groups, number, place[p]): p for p in params}

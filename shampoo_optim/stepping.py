@@ -9,6 +9,7 @@ from shampoo_fn.diagonal import differentiable_sqrt
 from shampoo_fn.lift import Blocks, guarded, norms_of_stack
 from shampoo_optim.chunks import Chunk
 from shampoo_optim.placement import Placement
+from shampoo_optim.precision import products_in
 from shampoo_optim.turns import count
 from shampoo_optim.walks import walks, write
 from shampoo_optim.work import Work
@@ -35,17 +36,14 @@ def _both(work: Work) -> None:
         precondition(work)
         return
     for chunk in work.chunks:
-        blocks = blocks_of(work, chunk)
-        walks(work.storage, chunk).accumulate(chunk.stack, work.storage.config, chunk.state, blocks)
-        _move(work, chunk, blocks, None)
+        _move(work, chunk, _accumulated(work, chunk), None)
     count(work.storage, work.chunks)
 
 
 def accumulate(work: Work) -> None:
     """Take the gradients into the statistics, and count the step."""
     for chunk in work.chunks:
-        blocks = blocks_of(work, chunk)
-        walks(work.storage, chunk).accumulate(chunk.stack, work.storage.config, chunk.state, blocks)
+        _accumulated(work, chunk)
     count(work.storage, work.chunks)
 
 
@@ -57,6 +55,15 @@ def precondition(work: Work) -> None:
         if norms:
             shared = torch.cat([differentiable_sqrt(norms[tile.name]).expand(tile.region.size, 2) for tile in chunk.tiles])
         _move(work, chunk, blocks_of(work, chunk), shared)
+
+
+def _accumulated(work: Work, chunk: Chunk) -> Blocks:
+    """The blocks of a chunk, taken into its statistics."""
+    blocks = blocks_of(work, chunk)
+    walk = walks(work.storage, chunk).accumulate
+    with products_in(work.storage.precision):
+        walk(chunk.stack, work.storage.config, chunk.state, blocks)
+    return blocks
 
 
 def _move(work: Work, chunk: Chunk, blocks: Blocks, norms: Tensor | None) -> None:

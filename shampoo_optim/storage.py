@@ -4,7 +4,7 @@ It is a cache. Everything in it follows from the parameters, the options and `st
 as a tensor there, its dict, the set of parameters or an option has been replaced; steps write through it into `state[p]`.
 """
 
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from operator import is_
 from typing import Any, NamedTuple
 
@@ -19,8 +19,9 @@ from shampoo_fn.tracing import is_traced
 from shampoo_fn.transform import is_of_package
 from shampoo_fn.tree import flatten, leaves
 from shampoo_optim.chunks import Chunk, chunks, limit_of, mark_batch, tiles
-from shampoo_optim.configuration import Dials, backend, configured, constant, values
+from shampoo_optim.configuration import backend, configured, precision
 from shampoo_optim.entries import as_tensor, check_entries, entries
+from shampoo_optim.structure import Dials, Structure, constant, values
 
 Begin = Callable[[Mapping[str, Tensor], Config], tuple[Layout, State]]
 """The plan of the blocks of some parameters, or of those that this process holds of them, and their first state."""
@@ -51,7 +52,7 @@ class Members(NamedTuple):
     states: Sequence[dict[str, Any]]  # of each
     group: Mapping[str, Any]
     base: Config | None  # the config that says everything, if there is one
-    key: Hashable  # see `configuration.structure`
+    key: Structure
 
 
 class Storage:
@@ -60,7 +61,7 @@ class Storage:
     def __init__(self, members: Members, begin: Begin = whole) -> None:
         params, states, group, base, self.key = members
         self.names, self.params = list(params), list(params.values())
-        self.backend = backend(group)
+        self.backend, self.precision = backend(group), precision(group)
         self.graphs: dict[str, Any] = {}  # by stack, see `walks.py`
         self.dials = _dials(group, self.params[0].device)
         self.config = configured(group, base, self.dials)
@@ -95,7 +96,7 @@ class Storage:
         self.states = list(states)
         self.views = [tuple(found[name].values()) for name in self.names]
 
-    def current(self, params: Sequence[Tensor], states: Sequence[dict[str, Any]], key: Hashable) -> bool:
+    def current(self, params: Sequence[Tensor], states: Sequence[dict[str, Any]], key: Structure) -> bool:
         """Whether nothing was replaced since it was built."""
         return (
             len(params) == len(self.params)

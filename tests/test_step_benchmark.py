@@ -22,10 +22,23 @@ def test_bytes_grow_with_the_work() -> None:
     assert traffic(two) == 2 * traffic(one) == 2 * 4 * (6 * 64 + 3 * 2 * 64)
 
 
+def test_what_a_precision_does_is_measured() -> None:
+    torch.manual_seed(0)
+    errors = step.rounding()
+    assert 0 < errors["highest"] < 1e-6 < 10 * errors["medium"]
+    assert errors["medium"] < 1e-2
+
+
 def test_every_table_has_its_rows() -> None:
     torch.manual_seed(0)
     steady = step.steady(SHAPES, 8, 1, compiled=False)
-    assert steady["milliseconds"].keys() == {"bare products", "eager", "packed", "AdamW(fused=True)"}
+    assert steady["milliseconds"].keys() == {
+        "bare products",
+        "eager",
+        "eager, statistics in 'medium'",
+        "packed",
+        "AdamW(fused=True)",
+    }
     assert all(time > 0 for time in steady["milliseconds"].values())
     assert steady["stages"].keys() == {"statistics", "update", "roots"}
     assert all(time > 0 for stage in steady["stages"].values() for time in stage["milliseconds"].values())

@@ -18,7 +18,7 @@ from benchmarks.study import arguments, main, possible, runs_of
 from benchmarks.study_configuration import configuration
 from benchmarks.study_contenders import train
 from benchmarks.study_experiments import EXPERIMENTS
-from benchmarks.study_extras import NoisyRoots, ShapedRMS, SmallSide, SparseStatistics
+from benchmarks.study_extras import NoisyRoots, RoundedProducts, ShapedRMS, SmallSide, SparseStatistics
 from benchmarks.study_goals import goals
 from benchmarks.study_peers import PEERS, Peer, optimizer_of
 from benchmarks.study_settings import BASE, FRESH, JOB_NAMES, TUNED, TUNING
@@ -250,6 +250,25 @@ def test_sparse_statistics_see_every_kth_gradient() -> None:
 
     sparse = factor_after(SparseStatistics(every=2), grads)
     torch.testing.assert_close(sparse, factor_after(Kronecker(), grads[::2]))
+
+
+def test_products_of_rounded_operands() -> None:
+    clock = Clock(torch.tensor(1), torch.tensor(True), True)
+    generator = torch.Generator().manual_seed(0)
+    grad, left, right = (torch.randn(shape, generator=generator) for shape in ((4, 3), (4, 4), (3, 3)))
+    kronecker = RoundedProducts(directions=True)
+    state = kronecker.init(grad)
+    state = kronecker.accumulate(grad, state, clock)
+    low = grad.bfloat16().float()
+    torch.testing.assert_close(kronecker.jobs(state, clock)["0"].factor, low @ low.mT)
+    for mode, root in (("0", left), ("1", right)):
+        state.roots[mode] = state.roots[mode]._replace(inverse_root=root + root.mT)
+    found = kronecker.precondition(grad, state, clock)
+    first = (low.mT @ (left + left.mT).bfloat16().float()).mT  # [4, 3]
+    torch.testing.assert_close(found, first.bfloat16().float() @ (right + right.mT).bfloat16().float())
+    exact = (left + left.mT) @ grad @ (right + right.mT)
+    torch.testing.assert_close(RoundedProducts().precondition(grad, state, clock), exact)
+    assert 1e-4 < torch.linalg.matrix_norm(found - exact) / torch.linalg.matrix_norm(exact) < 1e-2
 
 
 def test_one_side_has_one_factor_and_shapes_have_their_lengths() -> None:

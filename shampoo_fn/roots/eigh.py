@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.linalg import LinAlgError  # type: ignore[attr-defined]  # documented, but missing from its __all__
 
-from shampoo_fn.gram import gram
+from shampoo_fn.gram import gram, symmetric
 from shampoo_fn.roots.derivative import linearised
 from shampoo_fn.roots.residual import checked
 from shampoo_fn.roots.ridge import Ridged, add_ridge, power, restore, times
@@ -76,9 +76,9 @@ class Eigh(Solver):
         eigenvalues = torch.maximum(eigenvalues, floor)  # what is lifted here shows in the residual
         halves = power(eigenvalues, -exponent / 2)[:, None, :]
         if self.exact_derivative:
-            roots = gram(eigenvectors * halves)
+            roots = symmetric(gram(eigenvectors * halves))
             return linearised(roots, problem.matrices, eigenvalues, eigenvectors, exponent), lift
-        return gram(times(eigenvectors, halves)), lift
+        return symmetric(gram(times(eigenvectors, halves))), lift
 
 
 def eigendecomposition(matrices: Tensor) -> tuple[Tensor, Tensor]:
@@ -118,5 +118,10 @@ def _eigh_or_nan(matrix: Tensor) -> tuple[Tensor, Tensor]:
 def _eigh(matrices: Tensor) -> tuple[Tensor, Tensor]:
     # LAPACK wants columns where torch has rows. Naming the transpose saves turning the matrix around, and MKL reduces an upper
     # triangle faster than a lower one: 6 to 15 % of the whole in float64 (one thread, n = 64 to 512).
+    if matrices.shape[-1] % 2 and len(matrices) > 1 and matrices.device.type == "cpu" and not is_traced(matrices):
+        # MKL's eigenvectors depend on where a matrix begins, as products do (`products.py`): each has a tensor of its own
+        pairs = [_eigh(matrix) for matrix in matrices.split(1)]
+        values, vectors = (torch.cat(parts) for parts in zip(*[(w, q.mT) for w, q in pairs], strict=True))
+        return values, vectors.mT
     values, vectors = torch.linalg.eigh(matrices.mT, UPLO="U")
     return values, vectors

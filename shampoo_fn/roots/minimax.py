@@ -6,6 +6,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from shampoo_fn.gram import symmetric
+from shampoo_fn.products import product as plain_product
 from shampoo_fn.roots.polynomial import Product, evaluate
 from shampoo_fn.roots.residual import checked
 from shampoo_fn.roots.ridge import add_ridge, power
@@ -104,22 +106,18 @@ class Minimax(Solver):
         first, *later = self.steps(p, dtype)
         root = step = evaluate(first, scaled.to(dtype), product)
         coupled: Tensor = scaled
-        inner_product: Product = _plain  # in float64, the first time
+        inner_product: Product = plain_product  # in float64, the first time
         for coefficients in later:
             power = _half_power(step, p, product)
             inner = inner_product(coupled, power.to(coupled.dtype)).to(dtype)
-            coupled = _symmetric(product(power, inner))
+            coupled = symmetric(product(power, inner))
             inner_product = product
             step = evaluate(coefficients, coupled, product)
             root = product(root, step)
-        return _symmetric(root)
+        return symmetric(root)
 
     def _product(self, dtype: torch.dtype) -> Product:
-        return _plain if self.split == "none" or dtype == torch.float64 else SPLITS[self.split].product
-
-
-def _plain(left: Tensor, right: Tensor) -> Tensor:
-    return left @ right
+        return plain_product if self.split == "none" or dtype == torch.float64 else SPLITS[self.split].product
 
 
 def _half_power(step: Tensor, p: int, product: Product) -> Tensor:
@@ -130,7 +128,3 @@ def _half_power(step: Tensor, p: int, product: Product) -> Tensor:
     if p == 4:
         return square
     return product(square, step if p == 6 else square)
-
-
-def _symmetric(matrices: Tensor) -> Tensor:
-    return (matrices + matrices.mT).mul_(0.5)

@@ -5,6 +5,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from shampoo_fn.gram import gram, symmetric
+from shampoo_fn.products import product
 from shampoo_fn.roots.eigh import eigendecomposition
 from shampoo_fn.roots.residual import handed_out, probe_vectors, residual
 from shampoo_fn.roots.ridge import add_ridge, power, scale_of_diagonal
@@ -43,12 +45,12 @@ class PseudoInverse(Solver):
         kept = eigenvalues > cutoff
         powers = torch.where(kept, power(torch.where(kept, eigenvalues, 1.0), -exponent / 2), 0.0)
         half = eigenvectors * powers[:, None, :]
-        scaled = half @ half.mT
+        scaled = symmetric(gram(half))
         # the residual of the kept part alone: on the rest, put the identity into both the matrix and its root
         lost = torch.where(kept, 0.0, 1.0)[:, None, :] * eigenvectors
-        complement = lost @ lost.mT
+        complement = gram(lost)
         inside = eigenvectors * torch.where(kept, 1.0, 0.0)[:, None, :]
-        projected = inside @ (inside.mT @ problem.matrices @ inside) @ inside.mT
+        projected = product(inside, product(product(product(inside.mT, problem.matrices), inside), inside.mT))
         residuals = residual(scaled + complement, projected + complement, exponent)
         residuals = torch.maximum(residuals, _decomposition_error(problem.matrices, eigenvalues, eigenvectors))
         return handed_out(scaled, residuals, problem, exponent, matrices.dtype)

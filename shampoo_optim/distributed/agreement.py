@@ -11,7 +11,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from shampoo_optim.configuration import fixed_options, values
 from shampoo_optim.distributed.digest import canonical
 from shampoo_optim.distributed.digest import digest as of_lines
 from shampoo_optim.distributed.peers import Peers
@@ -19,6 +18,7 @@ from shampoo_optim.distributed.tiles import blocks_of
 from shampoo_optim.naming import parameter_name
 from shampoo_optim.placement import Groups
 from shampoo_optim.storage import Storage
+from shampoo_optim.structure import fixed_options, values
 from shampoo_optim.turns import steps_of
 from shampoo_optim.work import Work
 

@@ -13,12 +13,12 @@ import torch
 from torch import Tensor
 
 from shampoo_fn import Config
-from shampoo_optim.configuration import structure, values
 from shampoo_optim.distributed.agreement import check_same, described, digest
 from shampoo_optim.distributed.digest import canonical
 from shampoo_optim.distributed.peers import Peers, RanksLost
 from shampoo_optim.groups import first_parameter
 from shampoo_optim.placement import Groups
+from shampoo_optim.structure import structure, values
 from shampoo_optim.work import Work
 
 STATUS = 16  # bytes before what travels; the first is 0 for a good step

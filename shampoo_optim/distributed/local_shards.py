@@ -15,7 +15,7 @@ from torch.distributed.tensor import DTensor, Placement, Replicate, Shard
 
 from shampoo_fn import Config, State
 from shampoo_fn.layout import Layout
-from shampoo_optim.configuration import configured, values
+from shampoo_optim.configuration import configured
 from shampoo_optim.distributed.peers import Peers
 from shampoo_optim.distributed.shards import check_gradients, local
 from shampoo_optim.distributed.shares import named
@@ -25,6 +25,7 @@ from shampoo_optim.loading import fitting
 from shampoo_optim.loading import whole as whole_entry
 from shampoo_optim.placement import Groups, Local, States
 from shampoo_optim.storage import Members, Storage, whole
+from shampoo_optim.structure import values
 from shampoo_optim.work import Work, work_on
 
 

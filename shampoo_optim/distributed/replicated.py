@@ -13,12 +13,13 @@ from torch.optim import Optimizer
 from shampoo_fn import Config
 from shampoo_fn.layout import layout
 from shampoo_fn.validate import check_floating, require
-from shampoo_optim.configuration import configured, values
+from shampoo_optim.configuration import configured
 from shampoo_optim.distributed.peers import OfGroup, Peers
 from shampoo_optim.distributed.plan import Plan
 from shampoo_optim.distributed.shares import templates
 from shampoo_optim.distributed.sharing import SharedRoots
 from shampoo_optim.placement import Groups, Local, Placement
+from shampoo_optim.structure import values
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from torch.distributed.tensor import DTensor
 from shampoo_fn import Config, State
 from shampoo_fn.layout import Layout, layout, restricted
 from shampoo_fn.state import initial
-from shampoo_optim.configuration import configured, values
+from shampoo_optim.configuration import configured
 from shampoo_optim.distributed.checkpoint import entries_of, kept, shown
 from shampoo_optim.distributed.ownership import Ownership, owned
 from shampoo_optim.distributed.peers import Peers
@@ -21,6 +21,7 @@ from shampoo_optim.loading import check_states
 from shampoo_optim.naming import parameter_name
 from shampoo_optim.placement import Groups, States
 from shampoo_optim.storage import Members, Storage
+from shampoo_optim.structure import values
 
 
 class Share(NamedTuple):

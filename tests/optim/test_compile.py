@@ -111,6 +111,26 @@ def test_a_start_at_once_after_another() -> None:
         torch.testing.assert_close(param, twins[name])
 
 
+def test_how_and_when_roots_are_taken_may_change_without_another_graph() -> None:
+    ours, theirs = pair(**BUSY)
+    grads = grads_for(ours[0], 9)
+    changes = [{}, {"precondition_frequency": 2}, {"dense_until": 7, "staggered": False}, {"relative_epsilon": 1e-4}]
+    changes += [
+        {"root_inv_method": "coupled_newton"},
+        {"root_inv_method": "auto", "root_inv_dtype": "float32"},
+        {"epsilon": 1e-3},
+    ]
+    for (params, optimizer), counted in ((theirs, False), (ours, True)):
+        walk(optimizer, params, grads[:2])
+        known = len(GRAPHS)
+        for change, each in zip(changes, grads[2:], strict=True):
+            optimizer.param_groups[0].update(change)
+            walk(optimizer, params, [each])
+        assert counted == bool(known)
+        assert len(GRAPHS) == known
+    assert_equal_run(ours, theirs)
+
+
 def test_norms_of_whole_parameters() -> None:
     config = Config(
         Chain(precondition=Preconditioned(Graft(Kronecker(), Adam(), norm="tensor")), rate=Scale(0.1)),

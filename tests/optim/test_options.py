@@ -62,7 +62,7 @@ OPTIONS = {**BUSY, "staggered": False}
 
 
 def test_the_table_is_complete() -> None:
-    assert {*AT_ONCE, *RAISES, "nonfinite", "compile", *ONLY_WITH} == DEFAULTS.keys()
+    assert {*AT_ONCE, *RAISES, "nonfinite", "compile", "statistics_precision", *ONLY_WITH} == DEFAULTS.keys()
 
 
 @pytest.mark.parametrize("option", [*AT_ONCE, *ONLY_WITH])
@@ -308,6 +308,7 @@ def test_a_config_says_everything_but_lr() -> None:
         "lr": 0.25,
         "maximize": True,
         "compile": False,
+        "statistics_precision": None,
     }
     with pytest.raises(TypeError, match="the config says it"):
         Shampoo(params, config=shampoo(), momentum=0.9)
