@@ -136,6 +136,7 @@ def shampoo(
 # pays 0.01 for the larger ridge. Gradients that are rounded themselves (2.0e-3) are less trouble: the filter averages noise.
 def default_ridge(state_dtype: torch.dtype | None) -> float:
     """The relative ridge where none is given: 1e-6, or 3e-5 if the filter is kept in 16 bits."""
+    check_floating("state_dtype", state_dtype)
     return 1e-6 if state_dtype is None or torch.finfo(state_dtype).bits > 16 else 3e-5
 
 

@@ -80,7 +80,8 @@ def backend(group: Mapping[str, Any]) -> str | None:
 def precision(group: Mapping[str, Any]) -> str | None:
     """How many digits the products G G^T of a group have; None as many as torch was told."""
     wanted: str | None = group["statistics_precision"]
-    require(wanted is None or wanted in SETTINGS, "statistics_precision", wanted, f"None or one of {list(SETTINGS)}")
+    known = wanted is None or (isinstance(wanted, str) and wanted in SETTINGS)
+    require(known, "statistics_precision", wanted, f"None or one of {list(SETTINGS)}")
     return wanted
 
 
@@ -110,7 +111,7 @@ def _check(group: Mapping[str, Any]) -> None:
     for name in ("bias_correction", "adam_w_mode", "use_nesterov", "maximize", "staggered", "merge_dims", "packed"):
         require(isinstance(group[name], bool), name, group[name], "True or False")
     for name, known in (("root_inv_method", METHODS), ("large_dim_method", LARGE_DIMS)):
-        require(group[name] in known, name, group[name], f"one of {list(known)}")
+        require(isinstance(group[name], str) and group[name] in known, name, group[name], f"one of {list(known)}")
 
 
 def _solver(group: Mapping[str, Any]) -> Solver:

@@ -57,9 +57,7 @@ class Options(TypedDict, total=False):
     nonfinite: str
     maximize: bool
     compile: bool | str  # whether to run steps as graphs; a string names the backend of torch.compile
-    statistics_precision: (
-        str | None
-    )  # of the products G G^T: "highest", "high" or "medium" as torch has them; None is torch's own
+    statistics_precision: str | None  # of products G G^T: "highest", "high", "medium" as torch has them; None is torch's own
 
 
 _RECIPE: dict[str, Any] = {name: each.default for name, each in inspect.signature(shampoo).parameters.items()}

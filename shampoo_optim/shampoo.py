@@ -18,7 +18,7 @@ from shampoo_optim.migrate import options_like
 from shampoo_optim.options import DEFAULTS, NO_CONFIG, Options, plain
 from shampoo_optim.placement import Distribution, Local, Placement
 from shampoo_optim.settling import settled
-from shampoo_optim.shaping import shapes_of
+from shampoo_optim.shaping import check_shapes, shapes_of
 from shampoo_optim.stacked import Stacked
 from shampoo_optim.stepping import step
 from shampoo_optim.structure import values
@@ -26,8 +26,8 @@ from shampoo_optim.work import Work
 
 CACHE = "_storages"  # not pickled, not copied, rebuilt when needed
 SETTLED = "_settled"  # likewise: the options of each group at the last step
-SHAPES = "_shapes"  # likewise: the options that each state was made under
 PLACEMENT = "_placement"  # likewise
+SHAPES = "_shapes"  # the options that each state was made under
 DISTRIBUTION = "_distribution"  # absent for one process
 
 
@@ -152,6 +152,8 @@ class Shampoo(Optimizer):
     def state_dict(self) -> dict[str, Any]:
         """Groups and state, as in torch.optim. Where the state is sharded, every rank must call it: see `distributed/`."""
         self._settle()  # options written since the last step
+        for group in self.param_groups:
+            check_shapes(self.__dict__.get(SHAPES, {}), group, self.state)
         own = self.state
         self.state = type(own)(dict, self.placement.shown(own, self._base))
         try:
@@ -185,16 +187,18 @@ class Shampoo(Optimizer):
     def __getstate__(self) -> dict[str, Any]:
         # tensors of their own: a view would be pickled together with the whole stack that it belongs to
         state = {p: {k: v.clone() for k, v in held.items()} for p, held in self.state.items()}
-        kept = {DISTRIBUTION: self.__dict__[DISTRIBUTION]} if DISTRIBUTION in self.__dict__ else {}
+        kept = {name: self.__dict__[name] for name in (DISTRIBUTION, SHAPES) if name in self.__dict__}
         return super().__getstate__() | {"state": type(self.state)(dict, state)} | kept
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
         self.defaults.pop("differentiable", None)  # torch's own; none of our options
+        for name in DEFAULTS if self._base is None else NO_CONFIG:
+            self.defaults.setdefault(name, DEFAULTS[name])  # of a pickle from before there was this option
         self.__dict__.pop(CACHE, None)
         self.__dict__.pop(PLACEMENT, None)
         for group in self.param_groups:
             for name, value in self.defaults.items():
                 if name != "config":
                     group.setdefault(name, value)
-        self.__dict__[SHAPES] = shapes_of(self.param_groups, self.state)
+        self.__dict__[SHAPES] = shapes_of(self.param_groups, self.state) | state.get(SHAPES, {})

@@ -4,12 +4,13 @@ Entries need not tell: the second moments of Adagrad and of RMSprop have the sam
 what it was made under, parameter by parameter, wherever the parameter has been moved, copied or loaded meanwhile.
 """
 
-from collections.abc import Hashable, Iterable, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Mapping
 from typing import Any
 
 from torch import Tensor
 
 from shampoo_fn.validate import require
+from shampoo_optim.configuration import LARGE_DIMS
 from shampoo_optim.options import SHAPING, plain
 from shampoo_optim.structure import constant, hashable, values
 
@@ -26,21 +27,28 @@ def shapes_of(groups: Iterable[Mapping[str, Any]], states: Mapping[Any, Any]) ->
     return found
 
 
-def check_shapes(
-    shapes: Shapes, group: Mapping[str, Any], params: Sequence[Tensor], states: Sequence[Mapping[str, Any]]
-) -> None:
-    """Refuse options under which a state would mean something else, by name; remember those of new states."""
+def check_shapes(shapes: Shapes, group: Mapping[str, Any], states: Mapping[Any, Any]) -> None:
+    """Refuse options under which the states of a group would mean something else, by name."""
     now = shape(group)
-    for param, state in zip(params, states, strict=True):
-        before = shapes.get(param, now) if state else now
+    for param in group["params"]:
+        before = shapes.get(param, now) if states.get(param) else now
         for name, value in now.items():
             wanted = f"{before[name]!r}, as the state has it; another needs a new optimizer"
             require(value == before[name], name, value, wanted)
-    shapes.update(dict.fromkeys(params, now))
+
+
+def remember_shapes(shapes: Shapes, group: Mapping[str, Any], params: Iterable[Tensor], states: Mapping[Any, Any]) -> None:
+    """Take down what states of these parameters are made under, and let go of parameters that have none."""
+    for gone in [param for param in shapes if not states.get(param)]:
+        del shapes[gone]
+    shapes.update(dict.fromkeys(params, shape(group)))
 
 
 def shape(group: Mapping[str, Any]) -> dict[str, Hashable]:
     """What must not change once there is a state."""
     found = {name: hashable(group[name]) for name in SHAPING if name in group}
+    if "diagonal" in found:  # different words for the same
+        found["diagonal"] = (group["diagonal"],) if isinstance(group["diagonal"], str) else found["diagonal"]
+        found["large_dim_method"] = LARGE_DIMS.get(group["large_dim_method"])
     switches = {"beta1": "betas[0] == 0", "beta2": "betas[1] == 1", "momentum": "momentum == 0"}
     return found | {text: constant(name, values(group)[name]) for name, text in switches.items() if name in values(group)}

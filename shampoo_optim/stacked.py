@@ -10,7 +10,7 @@ from shampoo_fn import Config
 from shampoo_optim.groups import by_device
 from shampoo_optim.naming import parameter_name
 from shampoo_optim.placement import Placement
-from shampoo_optim.shaping import Shapes, check_shapes
+from shampoo_optim.shaping import Shapes, check_shapes, remember_shapes
 from shampoo_optim.storage import Members, Storage
 from shampoo_optim.structure import Structure, structure
 
@@ -60,7 +60,8 @@ class Stacked(NamedTuple):
         before = self.kept.get((number, device))
         if before is not None and before.current(params, states, key):
             return before
-        check_shapes(self.shapes, group, params, states)
+        check_shapes(self.shapes, group, self.state)
+        remember_shapes(self.shapes, group, params, self.state)
         # it outlives a step in inference mode, whose tensors no later step could write into
         with torch.inference_mode(False), torch.no_grad():
             storage = self.kept[number, device] = self.placement.storage(self._members(number, params, states, key))

@@ -1,8 +1,10 @@
 """Every option of a group, changed between steps: it takes effect at once, at the next roots, or raises."""
 
 import copy
+import gc
 import io
 import pickle
+import weakref
 from collections.abc import Callable
 from typing import Any
 
@@ -129,6 +131,64 @@ def test_a_state_that_was_moved_still_knows_what_it_was_made_under(moved: Callab
     assert optimizer.state[param]["step"] == 2
 
 
+@pytest.mark.parametrize("moved", [copy.deepcopy, lambda it: pickle.loads(pickle.dumps(it))])
+def test_a_copy_knows_it_as_well_if_the_option_was_changed_before(moved: Callable[[Shampoo], Shampoo]) -> None:
+    param = torch.nn.Parameter(torch.ones(3, 2))
+    optimizer = Shampoo([param], grafting_type="RMSPROP")
+    param.grad = torch.ones(3, 2)
+    optimizer.step()
+    optimizer.param_groups[0]["grafting_type"] = "ADAGRAD"
+    for each in (optimizer, moved(optimizer)):
+        (param,) = each.param_groups[0]["params"]
+        param.grad = torch.ones(3, 2)
+        with pytest.raises(ValueError, match="grafting_type"):
+            each.step()
+        with pytest.raises(ValueError, match="grafting_type"):
+            each.state_dict()  # whose options would give the state another meaning
+
+
+def test_other_words_for_the_same_are_no_change() -> None:
+    params = parameters()
+    optimizer = Shampoo(params.items(), diagonal="*first*", large_dim_method="block")
+    walk(optimizer, params, grads_for(params, 1))
+    optimizer.param_groups[0].update(diagonal=("*first*",), large_dim_method="BLOCKING")
+    walk(optimizer, params, grads_for(params, 1))
+    assert optimizer.state[params["first"]]["step"] == 2
+
+
+def test_a_parameter_that_was_replaced_is_let_go() -> None:
+    optimizer = Shampoo([torch.nn.Parameter(torch.ones(3, 2))])
+    gone = []
+    for _ in range(3):
+        (param,) = optimizer.param_groups[0]["params"]
+        param.grad = torch.ones(3, 2)
+        optimizer.step()
+        gone.append(weakref.ref(param))
+        new = torch.nn.Parameter(torch.zeros(3, 2))
+        optimizer.param_groups[0]["params"] = [new]
+        optimizer.state[new] = optimizer.state.pop(param)
+        del param
+    new.grad = torch.ones(3, 2)
+    optimizer.step()
+    gc.collect()
+    assert [reference() for reference in gone] == [None] * 3
+    assert optimizer.state[new]["step"] == 4
+
+
+@pytest.mark.parametrize("options", [{}, {"config": shampoo(0.1)}], ids=["options", "config"])
+def test_a_pickle_from_before_there_was_an_option(options: dict[str, Any]) -> None:
+    params = parameters()
+    optimizer = Shampoo(params.items(), **options)
+    walk(optimizer, params, grads_for(params, 1))
+    del optimizer.defaults["statistics_precision"], optimizer.param_groups[0]["statistics_precision"]
+    kept = pickle.dumps(optimizer)
+    again = pickle.loads(kept)
+    (group,) = again.param_groups
+    assert group["statistics_precision"] is None
+    walk(again, dict(zip(params, group["params"], strict=True)), grads_for(params, 1))
+    assert again.state[group["params"][0]]["step"] == 2
+
+
 @pytest.mark.parametrize(("options", "option", "value"), SWITCHES)
 def test_a_number_that_creates_or_removes_state_raises(options: dict[str, Any], option: str, value: Any) -> None:
     params = parameters()
@@ -169,6 +229,9 @@ def test_nonfinite_takes_effect_at_once() -> None:
         ("root_inv_method", "svd"),
         ("preconditioner_dtype", "float23"),
         ("preconditioner_dtype", torch.bfloat16),
+        ("state_dtype", torch.int32),
+        ("statistics_precision", ["medium"]),
+        ("root_inv_method", ["auto"]),
         ("precondition_frequency", 0),
         ("max_preconditioner_dim", 0),
         ("large_dim_method", "ignore"),

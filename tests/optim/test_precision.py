@@ -1,5 +1,6 @@
 """`statistics_precision`: the products of statistics have it, all others do not, and nobody is left with the setting."""
 
+import threading
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -126,6 +127,34 @@ def test_afterwards_torch_is_as_it_was_also_after_an_error(said: str, precision:
         torch.backends.fp32_precision = "ieee"
         inherited = [torch.backends.mkldnn.matmul.fp32_precision, torch.backends.cuda.matmul.fp32_precision]
         assert inherited == ["ieee", "ieee"]
+
+
+def test_threads_that_overlap_leave_torch_as_it_was() -> None:
+    before = settings()
+    inside, leave = threading.Event(), threading.Event()
+
+    def one() -> None:
+        with products_in("medium"):
+            inside.set()
+            leave.wait(timeout=60)
+
+    def other() -> None:
+        inside.wait(timeout=60)
+        started.set()
+        with products_in("high"):
+            pass
+
+    started = threading.Event()
+    threads = [threading.Thread(target=one), threading.Thread(target=other)]
+    for thread in threads:
+        thread.start()
+    started.wait(timeout=60)
+    threads[1].join(timeout=0.2)
+    assert threads[1].is_alive()  # it waits for the first
+    leave.set()
+    for thread in threads:
+        thread.join(timeout=60)
+    assert settings() == before
 
 
 @pytest.mark.parametrize("options", [{}, {"compile": "eager"}], ids=str)
