@@ -1,5 +1,6 @@
 """How a parameter is cut into blocks: merge small dimensions, cut large ones, and put the pieces back."""
 
+import operator
 from dataclasses import dataclass
 from itertools import product
 from math import prod
@@ -41,7 +42,7 @@ class Blocking:
         while dims:
             n = dims.pop()
             may = self.merge_dims and len(dims) + 1 + len(merged) > self.merge_target_dim
-            if may and n * merged[0] <= self.max_preconditioner_dim:
+            if may and n * merged[0] <= operator.index(self.max_preconditioner_dim):
                 merged[0] *= n
             else:
                 merged.insert(0, n)
@@ -51,7 +52,8 @@ class Blocking:
         """The regions of a merged shape, last dimension fastest; none for an empty tensor."""
         if 0 in merged:
             return ()
-        size = self.max_preconditioner_dim if self.large_dim == "block" else max(merged)
+        # an index: to torch.compile a number, where a second value of the field had made a symbol of it
+        size = operator.index(self.max_preconditioner_dim) if self.large_dim == "block" else max(merged)
         return tuple(Region(*zip(*spans, strict=True)) for spans in product(*(_spans(n, size) for n in merged)))
 
 

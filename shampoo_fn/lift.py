@@ -38,7 +38,8 @@ def guarded(stack: Stack, config: Config, links: Tree, grads: Tensor, params: Te
     links: the state of the blocks, which says in what range statistics and averages are kept.
     """
     dtype = work_dtype(stack.dtype)
-    grads = grads.to(dtype)
+    # a BLAS may round otherwise for other strides: blocks that are part of a larger gradient have those of blocks of several
+    grads = grads.to(dtype).contiguous()
     params = None if params is None else params.to(dtype)
     if config.nonfinite == "propagate":
         return Blocks(grads, torch.ones(len(grads), dtype=torch.bool, device=grads.device), True, params)

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import torch
 
-from shampoo_fn import Config, accumulate, apply_updates, init_state, is_due, precondition, refresh, shampoo, update
+from shampoo_fn import Config, Rational, accumulate, apply_updates, init_state, is_due, precondition, refresh, shampoo, update
 from tests.training import batch, model, parameters, train_step
 
 
@@ -108,6 +108,25 @@ def test_one_compiled_step_serves_models_of_several_widths() -> None:
             for name in params:
                 torch.testing.assert_close(updates[name], expected[name])
         assert counter.graphs == graphs
+
+
+@pytest.mark.parametrize(
+    "configs",
+    [[shampoo(max_preconditioner_dim=n) for n in (1024, 4, 5)], [shampoo(solver=Rational(poles=n)) for n in (8, 7, 6)]],
+    ids=["block size", "poles"],
+)
+def test_one_compiled_step_serves_several_configs(configs: list[Config]) -> None:
+    params = {"weight": torch.ones(7, 9, dtype=torch.float64), "kernel": torch.ones(3, 2, 2, 2, dtype=torch.float64)}
+    generator = torch.Generator().manual_seed(0)
+    grads = {name: torch.randn(p.shape, generator=generator, dtype=p.dtype) for name, p in params.items()}
+
+    def stepped(config: Config) -> Any:
+        return update(grads, init_state(params, config), config, params, refresh=True)[0]
+
+    compiled = torch.compile(stepped, backend="eager", fullgraph=True)
+    for config in configs:
+        for name, value in stepped(config).items():
+            torch.testing.assert_close(compiled(config)[name], value)
 
 
 def test_refresh_must_be_given_inside_a_compiled_step() -> None:

@@ -79,8 +79,8 @@ class Minimax(Solver):
         bound = problem.bound[:, None, None]
         roots = self._iterate(problem.matrices / bound, max(p, 2), dtype)
         roots = roots.to(bound.dtype)
-        if p == 1:
-            roots = roots @ roots  # the square of the p = 2 root: its own iteration, M <- M h(M), would lose symmetry
+        if p == 1:  # the square of the p = 2 root: its own iteration, M <- M h(M), would lose symmetry
+            roots = symmetric(plain_product(roots, roots))
         return checked(roots * power(bound, -1 / p), problem, exponent, matrices.dtype)
 
     @staticmethod

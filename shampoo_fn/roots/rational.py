@@ -1,5 +1,6 @@
 """Inverse roots as a sum of inverses: `A^(-e) ~ sum_j w_j (A + c_j I)^(-1)`, every term positive definite."""
 
+import operator
 from dataclasses import dataclass
 
 import torch
@@ -55,7 +56,7 @@ class Rational(Solver):
         """The weights and shifts used for an exponent, with their largest relative error."""
         require(0.05 <= exponent <= 0.95, "exponent", exponent, "in [0.05, 0.95] for Rational; use Eigh otherwise")
         ridge = fixed(self.relative_epsilon)
-        return partial_fractions(fixed(exponent), ridge / (1 + ridge), self.poles)
+        return partial_fractions(fixed(exponent), ridge / (1 + ridge), operator.index(self.poles))
 
 
 def _sum_of_inverses(matrices: Tensor, fractions: Fractions, dtype: torch.dtype) -> Tensor:

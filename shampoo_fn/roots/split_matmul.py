@@ -19,6 +19,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from shampoo_fn.products import product
 from shampoo_fn.roots.ridge import power_of_two_above
 
 
@@ -50,4 +51,4 @@ SPLITS = {"float16": Split(torch.float16, 11, 1e-6), "bfloat16": Split(torch.bfl
 def _sum_in_float32(left: Tensor, right: Tensor) -> Tensor:
     if left.is_cuda:
         return torch.bmm(left, right, out_dtype=torch.float32)
-    return left.to(torch.float32) @ right.to(torch.float32)
+    return product(left.to(torch.float32), right.to(torch.float32))

@@ -147,3 +147,26 @@ def test_a_transform_of_ones_own_finds_the_old_averages() -> None:
     config = Config(Chain(change=Change(EMA(0.9)), rate=Scale(1e-2)))
     params = parameters()
     assert_same_walk(Shampoo(params.items(), config=config), params, grads_for(params, 3), config)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize("shape", [(10, 30), (20, 20), (20, 33), (10, 10)], ids=str)
+@pytest.mark.parametrize("turned", [False, True], ids=["rows", "columns"])
+def test_the_bits_of_a_parameter_do_not_depend_on_its_neighbours_or_on_chunks(
+    dtype: torch.dtype, shape: tuple[int, int], turned: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = []
+    for count, limit in ((1, 2**16), (2, 2**16), (1, 1)):
+        monkeypatch.setattr(chunks, "SMALLEST_LIMIT", limit)
+        params = parameters(dtype, {f"w{number}": shape for number in range(count)})
+        params["w0"].data.fill_(1.0)
+        optimizer = Shampoo(params.items(), max_preconditioner_dim=10)
+        for step, grads in enumerate(grads_for(params, 3)):
+            own = torch.randn(shape, generator=torch.Generator().manual_seed(step), dtype=dtype)
+            for name, param in params.items():
+                param.grad = grads[name]
+            params["w0"].grad = own.mT.contiguous().mT if turned else own
+            optimizer.step()
+        found.append(params["w0"].detach())
+    assert torch.equal(found[0], found[1])
+    assert torch.equal(found[0], found[2])

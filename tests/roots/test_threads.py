@@ -140,15 +140,19 @@ def test_nor_do_those_of_diagonal_factors(exponent: float, dtype: torch.dtype, s
             assert torch.equal(torch.cat(parts), roots)
 
 
-@pytest.mark.parametrize("solver", [Minimax(), Minimax(dtype=torch.float64), PseudoInverse()])
-@pytest.mark.parametrize("n", [3, 17, 32, 64, 129])
-def test_nor_do_those_of_the_other_solvers_that_use_threads(n: int, solver: Solver, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("exponent", [1 / 4, 1.0])
+@pytest.mark.parametrize("solver", [Minimax(), Minimax(dtype=torch.float64), Minimax(split="float16"), PseudoInverse()])
+@pytest.mark.parametrize("n", [3, 9, 17, 32, 64, 129])
+def test_nor_do_those_of_the_other_solvers_that_use_threads(
+    n: int, solver: Solver, exponent: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(threaded, "WORTH_HELP", 0)
     torch.set_num_threads(2)
     matrices = batch(11, n).float()
-    roots, residuals = solver(matrices, 1 / 4)
+    roots, residuals = solver(matrices, exponent)
+    assert torch.equal(roots, roots.mT)
     for index in range(len(matrices)):
-        found = solver(matrices[index : index + 1].clone(), 1 / 4)
+        found = solver(matrices[index : index + 1].clone(), exponent)
         assert torch.equal(found.roots[0], roots[index])
         assert torch.equal(found.residuals[0], residuals[index])
 
