@@ -112,11 +112,11 @@ def test_one_compiled_step_serves_models_of_several_widths() -> None:
 
 @pytest.mark.parametrize(
     "configs",
-    [[shampoo(max_preconditioner_dim=n) for n in (1024, 4, 5)], [shampoo(solver=Rational(poles=n)) for n in (8, 7, 6)]],
+    [[shampoo(max_preconditioner_dim=n) for n in (1024, 4)], [shampoo(solver=Rational(poles=n)) for n in (8, 7)]],
     ids=["block size", "poles"],
 )
 def test_one_compiled_step_serves_several_configs(configs: list[Config]) -> None:
-    params = {"weight": torch.ones(7, 9, dtype=torch.float64), "kernel": torch.ones(3, 2, 2, 2, dtype=torch.float64)}
+    params = {"weight": torch.ones(7, 8, dtype=torch.float64)}
     generator = torch.Generator().manual_seed(0)
     grads = {name: torch.randn(p.shape, generator=generator, dtype=p.dtype) for name, p in params.items()}
 
