@@ -138,10 +138,8 @@ DIGITS: dict[str, dict[str, Any]] = {
 def digits(job: str) -> Experiment:
     base = TUNED[job]["shampoo"]
     variants = [setting(label, base, **changes) for label, changes in DIGITS.items()]
-    coarse = {
-        label: changes for label, changes in DIGITS.items() if label not in ("statistics from bfloat16", "roots in bfloat16")
-    }
-    variants += [setting(f"{label}, ridge 3e-5", base, **changes, ridge=3e-5) for label, changes in coarse.items()]
+    harmful = ("all products of bfloat16", "roots and filter in bfloat16")  # at the ridge of the base
+    variants += [setting(f"{label}, ridge 3e-5", base, **DIGITS[label], ridge=3e-5) for label in ("float32", *harmful)]
     return Experiment(f"Operands of products and numbers of the state with fewer digits: {job}.", job, variants)
 
 

@@ -42,7 +42,7 @@ class Blocking:
         while dims:
             n = dims.pop()
             may = self.merge_dims and len(dims) + 1 + len(merged) > self.merge_target_dim
-            if may and n * merged[0] <= operator.index(self.max_preconditioner_dim):
+            if may and n * merged[0] <= self._largest:
                 merged[0] *= n
             else:
                 merged.insert(0, n)
@@ -52,9 +52,13 @@ class Blocking:
         """The regions of a merged shape, last dimension fastest; none for an empty tensor."""
         if 0 in merged:
             return ()
-        # an index: to torch.compile a number, where a second value of the field had made a symbol of it
-        size = operator.index(self.max_preconditioner_dim) if self.large_dim == "block" else max(merged)
+        size = self._largest if self.large_dim == "block" else max(merged)
         return tuple(Region(*zip(*spans, strict=True)) for spans in product(*(_spans(n, size) for n in merged)))
+
+    @property
+    def _largest(self) -> int:
+        # an index: to torch.compile a number, where a second value of the field had made a symbol of it
+        return operator.index(self.max_preconditioner_dim)
 
 
 class Region(NamedTuple):

@@ -11,7 +11,7 @@ from shampoo_fn.layout import layout
 from shampoo_optim.configuration import configured
 from shampoo_optim.entries import Entries, as_tensor, check_entries, entries
 from shampoo_optim.naming import parameter_name
-from shampoo_optim.options import plain
+from shampoo_optim.options import DEFAULTS, NO_CONFIG, plain
 from shampoo_optim.structure import values
 
 Group = dict[str, Any]
@@ -32,6 +32,16 @@ def loaded_groups(groups: list[Group], saved: list[Group], defaults: Group) -> l
         defaults | {k: mine[k] for k in kept if k in mine} | plain({k: v for k, v in theirs.items() if k != "params"})
         for mine, theirs in zip(groups, saved, strict=True)
     ]
+
+
+def complete(defaults: Group, groups: list[Group]) -> None:
+    """Give options that a pickle or a checkpoint from before them does not have their defaults."""
+    for name in NO_CONFIG if "config" in defaults else DEFAULTS:
+        defaults.setdefault(name, DEFAULTS[name])
+    for group in groups:
+        for name, value in defaults.items():
+            if name != "config":
+                group.setdefault(name, value)
 
 
 def loaded_state(saved: Mapping[str, Any], param: Tensor) -> dict[str, Tensor]:

@@ -35,9 +35,10 @@ def _products_in(precision: str) -> Iterator[None]:
         newer = {kind: backend.fp32_precision for kind, backend in _backends().items()}
         try:
             if older is not None:
-                torch.set_float32_matmul_precision(precision)
-            for kind, backend in _backends().items():
-                backend.fp32_precision = SETTINGS[precision][kind]
+                torch.set_float32_matmul_precision(precision)  # which writes into the newer one too
+            else:
+                for kind, backend in _backends().items():
+                    backend.fp32_precision = SETTINGS[precision][kind]
             yield
         finally:
             if older is not None:

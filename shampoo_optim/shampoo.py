@@ -13,7 +13,7 @@ from shampoo_fn import Config
 from shampoo_fn.validate import require
 from shampoo_optim.configuration import configured, initial_rate
 from shampoo_optim.groups import params_of
-from shampoo_optim.loading import loaded_groups, loaded_state
+from shampoo_optim.loading import complete, loaded_groups, loaded_state
 from shampoo_optim.migrate import options_like
 from shampoo_optim.options import DEFAULTS, NO_CONFIG, Options, plain
 from shampoo_optim.placement import Distribution, Local, Placement
@@ -193,12 +193,7 @@ class Shampoo(Optimizer):
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
         self.defaults.pop("differentiable", None)  # torch's own; none of our options
-        for name in DEFAULTS if self._base is None else NO_CONFIG:
-            self.defaults.setdefault(name, DEFAULTS[name])  # of a pickle from before there was this option
         self.__dict__.pop(CACHE, None)
         self.__dict__.pop(PLACEMENT, None)
-        for group in self.param_groups:
-            for name, value in self.defaults.items():
-                if name != "config":
-                    group.setdefault(name, value)
+        complete(self.defaults, self.param_groups)
         self.__dict__[SHAPES] = shapes_of(self.param_groups, self.state) | state.get(SHAPES, {})

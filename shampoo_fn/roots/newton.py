@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from shampoo_fn.gram import symmetric
 from shampoo_fn.roots.residual import checked
 from shampoo_fn.roots.ridge import add_ridge, spectral_bound
 from shampoo_fn.roots.solver import Roots, Solver, check_batch, check_dtype, working_dtype
@@ -65,7 +66,7 @@ class CoupledNewton(Solver):
             keep = better[:, None, None]
             root, coupled = torch.where(keep, new_root, root), torch.where(keep, new_coupled, coupled)
             error = torch.where(better, new_error, error)
-        return (root + root.mT) / 2
+        return symmetric(root)
 
     def _iterations(self, p: int) -> int:
         # an eigenvalue m << 1 of M grows by ((p+1)/p)^p per iteration, and the ridge bounds how small it starts;

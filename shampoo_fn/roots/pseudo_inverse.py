@@ -50,7 +50,8 @@ class PseudoInverse(Solver):
         lost = torch.where(kept, 0.0, 1.0)[:, None, :] * eigenvectors
         complement = gram(lost)
         inside = eigenvectors * torch.where(kept, 1.0, 0.0)[:, None, :]
-        projected = product(inside, product(product(product(inside.mT, problem.matrices), inside), inside.mT))
+        core = product(product(inside.mT, problem.matrices), inside)
+        projected = product(product(inside, core), inside.mT)
         residuals = residual(scaled + complement, projected + complement, exponent)
         residuals = torch.maximum(residuals, _decomposition_error(problem.matrices, eigenvalues, eigenvectors))
         return handed_out(scaled, residuals, problem, exponent, matrices.dtype)
