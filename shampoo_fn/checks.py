@@ -8,6 +8,7 @@ from torch import Tensor
 
 from shampoo_fn.config import Config
 from shampoo_fn.layout import Layout, owners_of
+from shampoo_fn.scalars import on_host
 from shampoo_fn.state import State, check_tensor, narrowest, work_dtype
 from shampoo_fn.tracing import is_traced
 from shampoo_fn.tree import flatten
@@ -74,19 +75,19 @@ def check_refresh(refresh: bool | None, state: State, config: Config) -> None:
 def check_failures(plan: Layout, state: State, config: Config, names: Collection[str] | None = None) -> None:
     """No factor of these parameters (None: of all) has been refused its root `max_root_failures` times in a row.
 
-    Eager only: one read of the counters, and another where one of them is that large.
+    Eager only: the host reads the counters.
     """
     counters = failures(state)
     if not counters or any(is_traced(leaf) for leaf in counters.values()):
         return
-    worst = torch.stack([leaf.max().cpu() for leaf in counters.values()]).tolist()
-    if max(worst) < config.max_root_failures:
+    counts = on_host(list(counters.values()))
+    if max(map(max, counts)) < config.max_root_failures:
         return
     owners = {stack.key: owners_of(stack) for stack in plan.stacks}
     counted = [
         (times, owner, path)
-        for (key, path), leaf in counters.items()
-        for owner, times in zip(owners[key], leaf.tolist(), strict=True)
+        for (key, path), found in zip(counters, counts, strict=True)
+        for owner, times in zip(owners[key], found, strict=True)
         if names is None or owner in names
     ]
     times, owner, path = max(counted, key=itemgetter(0), default=(0, "", ""))

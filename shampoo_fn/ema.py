@@ -6,6 +6,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from shampoo_fn.scalars import scalar
 from shampoo_fn.transform import (
     Clock,
     Transform,
@@ -55,7 +56,7 @@ class EMA(Transform):
         filtered = ahead = None
         if self.beta3 is not None or self.nesterov:
             ahead = value_at(self.beta, clock.step) ** 2 if self.beta3 is None else value_at(self.beta3, clock.step)
-            weight = torch.as_tensor(1 - ahead, dtype=update.dtype, device=update.device)
+            weight = scalar(1 - ahead, update.dtype, update.device)
             filtered = torch.lerp(before, update, weight)
         average = moving_average(before, update, self.beta, clock)  # which may be written into `before`
         filtered = average if filtered is None else filtered

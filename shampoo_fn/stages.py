@@ -25,6 +25,7 @@ from shampoo_fn.lift import (
     taken,
     with_changes,
 )
+from shampoo_fn.scalars import on_host, vector
 from shampoo_fn.solve import Job, Solve
 from shampoo_fn.state import BlockState, State
 from shampoo_fn.tree import map_tree
@@ -68,9 +69,9 @@ def accumulate_all(batches: list[Batch], state: State, config: Config) -> State:
 def refresh_due(plan: Layout, state: State, config: Config, solve: Solve, *, every: bool, names: Collection[str]) -> State:
     check_failures(plan, state, config, names)
     parts: list[tuple[Stack, Tensor | None, BlockState, dict[str, Job]]] = []
+    due = {stack.key: [True] * stack.size for stack in plan.stacks} if every else _due(plan, state, config)
     for stack in plan.stacks:
-        due = [True] * stack.size if every else _due(state.stacks[stack.key], plan.turns[stack.key], config)
-        chosen = [slot for slot in slots(stack, names) if due[slot]]
+        chosen = [slot for slot in slots(stack, names) if due[stack.key][slot]]
         if chosen and stack.transform.root_specs(stack.block):
             index = _index(chosen, stack)
             blocks = taken(state.stacks[stack.key], index)
@@ -115,16 +116,23 @@ def _shared_norms(batches: list[Batch], state: State, config: Config) -> dict[st
     }
 
 
-def _due(blocks: BlockState, turn: list[int], config: Config) -> list[bool]:
-    """Whether each slot is due, read from the state: a host decision."""
+def _due(plan: Layout, state: State, config: Config) -> dict[str, list[bool]]:
+    """Whether each slot of each stack is due, read from the state: a host decision."""
+    every = [state.stacks[stack.key] for stack in plan.stacks]
     # a block whose gradient was skipped keeps its place in the batch, so that the others' roots round as ever; its own stay
-    steps = (blocks.step + ~blocks.finite).tolist()
-    read = zip(steps, blocks.refreshed.tolist(), turn, strict=True)
-    return [step > last and config.cadence.due(step, own) for step, last, own in read]
+    steps = on_host([blocks.step + ~blocks.finite for blocks in every])
+    last = on_host([blocks.refreshed for blocks in every])
+    return {
+        stack.key: [
+            step > then and config.cadence.due(step, turn)
+            for step, then, turn in zip(now, before, plan.turns[stack.key], strict=True)
+        ]
+        for stack, now, before in zip(plan.stacks, steps, last, strict=True)
+    }
 
 
 def _index(chosen: list[int], stack: Stack) -> Tensor | None:
-    return None if len(chosen) == stack.size else torch.tensor(chosen, device=stack.device)
+    return None if len(chosen) == stack.size else vector(chosen, stack.device)
 
 
 def unshared(old: State, new: State) -> State:

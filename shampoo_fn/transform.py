@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from shampoo_fn.roots.solver import Roots, Solver
+from shampoo_fn.scalars import scalar
 from shampoo_fn.slots import lerp_into
 from shampoo_fn.tree import Tree
 from shampoo_fn.validate import require
@@ -148,7 +149,7 @@ def moving_average(old: Tensor, new: Tensor, beta: Value, clock: Clock) -> Tenso
     if isinstance(beta, int | float) and beta == 1:
         return chosen(clock.certain or clock.alive, old + new, old)
     # a weight of zero leaves `old` to the bit; selecting afterwards would read and write every state once more
-    weight = torch.as_tensor(1 - value_at(beta, clock.step), dtype=old.dtype, device=old.device)
+    weight = scalar(1 - value_at(beta, clock.step), old.dtype, old.device)
     # also where all are alive: a weight per block and one for all round differently
     # not a product: at step 0, before the first finite gradient, a schedule may be infinite
     weight = torch.where(clock.alive, weight, 0.0)
@@ -159,15 +160,14 @@ def chosen(condition: Tensor | bool, yes: Tensor, no: Tensor | float) -> Tensor:
     """`torch.where` that costs nothing for a condition that is known to hold."""
     if condition is True:
         return yes
-    # not as_tensor(condition) alone: that would move a tensor to torch's default device
-    return torch.where(torch.as_tensor(condition, device=yes.device), yes, no)
+    return torch.where(scalar(condition, torch.bool, yes.device), yes, no)
 
 
 def bias_correction(beta: Value, clock: Clock, dtype: torch.dtype, *, ahead: Any = None) -> Any:
     """`1 - beta^t`, or with a number `ahead` `1 - ahead beta^(t-1)`; 1 for sums (beta = 1)."""
     if isinstance(beta, int | float) and (beta == 1 or (beta == 0 and ahead is None)):
         return 1.0
-    now = torch.as_tensor(value_at(beta, clock.step), dtype=dtype, device=clock.step.device)
+    now = scalar(value_at(beta, clock.step), dtype, clock.step.device)
     step = clock.step.clamp_min(1).to(dtype)  # before the first finite gradient there is nothing to correct
     if ahead is None:
         return -torch.expm1(step * torch.log(now))  # 1 - beta^t without cancellation for beta near 1

@@ -7,7 +7,6 @@ equal matrices out, find little to do where batches are kept small for the sake 
 from collections.abc import Callable, Collection, Iterator, Sequence
 from functools import partial
 
-import torch
 from torch import Tensor
 
 from shampoo_fn.checks import check_failures, failures
@@ -16,6 +15,7 @@ from shampoo_fn.lift import Changes, install_in_stack, jobs_of_stack, taken
 from shampoo_fn.roots.crew import most_threads, work_off
 from shampoo_fn.roots.solver import Roots
 from shampoo_fn.roots.threaded import WORTH_HELP
+from shampoo_fn.scalars import vector
 from shampoo_fn.solve import Job, batched
 from shampoo_fn.state import BlockState
 from shampoo_fn.transform import RootSpec
@@ -46,20 +46,22 @@ def refuse_failures(storage: Storage) -> None:
 def refresh_slots(storage: Storage, wanted: Due) -> None:
     """New roots for these slots."""
     if not _separable(storage, wanted):
-        # solvers on a CPU may have threads of their own: fewer factors at once would leave some without
-        least = most_threads() if storage.params[0].device.type == "cpu" else 1
-        for batch in batches(wanted, storage.limit, least):
+        here = storage.params[0].device.type == "cpu"
+        # solvers on a CPU may have threads of their own: fewer factors at once would leave some without;
+        # elsewhere they hold more at once than a step does of a chunk, and chunks are large
+        parts = batches(wanted, storage.limit, most_threads()) if here else batches(wanted, storage.limit // 4)
+        for batch in parts:
             _refresh(storage, batch)
         return
     helped = _cost(wanted) >= WORTH_HELP
     threads = most_threads() if helped else 1
     elements = sum(len(slots) * _elements(stack) for stack, slots in wanted)
     # the largest first, so that nobody begins one while the others are done
-    parts = sorted(batches(wanted, min(storage.limit, elements // threads)), key=_cost, reverse=True)
-    if len(parts) < threads:
+    largest = sorted(batches(wanted, min(storage.limit, elements // threads)), key=_cost, reverse=True)
+    if len(largest) < threads:
         _refresh_by_factor(storage, wanted)
     else:
-        work_off([partial(_refresh, storage, part) for part in parts], helped=helped)
+        work_off([partial(_refresh, storage, part) for part in largest], helped=helped)
 
 
 def _refresh_by_factor(storage: Storage, wanted: Due) -> None:
@@ -151,13 +153,13 @@ def part_at(storage: Storage, stack: Stack, slots: list[int]) -> tuple[BlockStat
     """The state of some slots, and how to write changes of it; views where the slots are evenly spaced."""
     blocks = storage.state.stacks[stack.key]
     spacing = max(1, slots[1] - slots[0]) if len(slots) > 1 else 1
-    places = range(slots[0], slots[0] + spacing * len(slots), spacing)
-    if slots == list(places):
-        near = map_tree(lambda leaf: leaf[places.start : places.stop : spacing], blocks)
+    even = range(slots[0], slots[0] + spacing * len(slots), spacing)
+    if slots == list(even):
+        near = map_tree(lambda leaf: leaf[even.start : even.stop : spacing], blocks)
         return near, lambda new: changed(near, new, lambda before, after: before.copy_(after))
-    index = torch.tensor(slots, device=blocks.step.device)
-    write = partial(changed, blocks, write=lambda before, after: before.index_copy_(0, index, after))
-    return taken(blocks, index), write
+    at = vector(slots, blocks.step.device)
+    write = partial(changed, blocks, write=lambda before, after: before.index_copy_(0, at, after))
+    return taken(blocks, at), write
 
 
 def batches(wanted: Due, limit: int, least: int = 1) -> Iterator[Due]:

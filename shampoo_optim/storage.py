@@ -73,7 +73,7 @@ class Storage:
         # whether nobody can see that averages are written in place: others may read an old one once more, or drop a new one
         self.own = is_of_package(self.config.transform) and None not in self.counts.values()
         held = sum(leaf.nbytes for leaf in leaves(self.state.stacks))
-        self.limit = limit_of(held, compiled=self.backend is not None)
+        self.limit = limit_of(held, compiled=self.backend is not None, device=self.params[0].device)
         shapes = {name: tuple(param.shape) for name, param in params.items()}
         # a tile's gradients are a view, those of a chunk of several a copy: in graphs a temporary more beside three
         limit = self.limit if self.backend is None else self.limit * 5 // 4
@@ -138,7 +138,7 @@ class Storage:
         for name, value in values(group).items():
             dial = self.dials[name]
             if isinstance(dial, Tensor):
-                dial.copy_(value) if isinstance(value, Tensor) else dial.fill_(value)
+                dial.copy_(value, non_blocking=value.device.type == "cpu") if isinstance(value, Tensor) else dial.fill_(value)
 
 
 def _dials(group: Mapping[str, Any], device: torch.device) -> Dials:

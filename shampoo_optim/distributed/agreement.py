@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from shampoo_fn.scalars import on_host, vector
 from shampoo_optim.distributed.digest import canonical
 from shampoo_optim.distributed.digest import digest as of_lines
 from shampoo_optim.distributed.peers import Peers
@@ -56,8 +57,9 @@ def steps_described(works: Sequence[Work], *, refreshed: bool = False) -> Descri
         for name, counts in steps.items():
             found[f"parameter {name!r}"] = {"gradient": "one" if name in present else "none", "steps": counts}
         if refreshed:
-            last = {key: blocks.refreshed.tolist() for key, blocks in work.storage.state.stacks.items()}
-            for name, counts in _by_parameter(work.storage, last).items():
+            stacks = work.storage.state.stacks
+            last = on_host([blocks.refreshed for blocks in stacks.values()])
+            for name, counts in _by_parameter(work.storage, dict(zip(stacks, last, strict=True))).items():
                 found[f"parameter {name!r}"]["step of its roots"] = counts
         about = found[f"the group of {work.storage.names[0]!r}"] = {"options": canonical(work.storage.key)}
         about["maximize"] = canonical(work.maximize)
@@ -112,7 +114,7 @@ def agree(peers: Peers, groups: Groups, works: Sequence[Work], settings: Any, de
             whole[subject] = whole.get(subject, {}) | attributes
         return whole
 
-    sent = torch.tensor(list(digest(describe())), dtype=torch.uint8, device=device)
+    sent = vector(list(digest(describe())), device, torch.uint8)
     check_same(peers, [bytes(row.tolist()) for row in peers.gather(sent)()], describe)
 
 

@@ -89,7 +89,7 @@ def evened(longest: int, total: int, ranks: int) -> bool:
 def header(digest: bytes, message: str) -> Tensor:
     """The header of a segment."""
     text = message.encode()[:MESSAGE].decode(errors="ignore").encode()
-    return torch.tensor(list(digest.ljust(DIGEST, b"\0") + text.ljust(MESSAGE, b"\0")), dtype=torch.uint8)
+    return torch.tensor(list(digest.ljust(DIGEST, b"\0") + text.ljust(MESSAGE, b"\0")), dtype=torch.uint8, device="cpu")
 
 
 def heads_of(segments: Sequence[Tensor], sizes: Sequence[int]) -> Sequence[Tensor]:

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from shampoo_fn import Config
+from shampoo_fn.scalars import vector
 from shampoo_optim.distributed.agreement import check_same, described, digest
 from shampoo_optim.distributed.digest import canonical
 from shampoo_optim.distributed.peers import Peers, RanksLost
@@ -64,8 +65,8 @@ def _refuse(peers: Peers, failure: Exception | None, then: str) -> NoReturn:
 
 def _compare(peers: Peers, groups: Groups, base: Config | None, mine: bytes, failure: Exception | None) -> None:
     """Refuse a step that would be another one, or none, on another rank: RuntimeError on all, naming rank and parameter."""
-    device = peers.device(first_parameter(groups).device)
-    sent = torch.tensor(list(mine), dtype=torch.uint8, device=device)
+    device = peers.device_of_facts(first_parameter(groups).device)
+    sent = vector(list(mine), device, torch.uint8)
     digests = [bytes(row) for row in peers.gather(sent)().tolist()]
     if failure is not None and {*digests} == {UNREADY}:
         raise failure  # as in one process

@@ -64,6 +64,10 @@ class Peers(NamedTuple):
         backends = dict(pair.split(":") for pair in self.backends.split(",") if pair)
         return wanted if backends.get(wanted.type, "gloo") != "gloo" else torch.device("cpu")
 
+    def device_of_facts(self, wanted: torch.device) -> torch.device:
+        """Where bytes that the host made and reads set out: the CPU, if the group has a backend for it, else `wanted`."""
+        return wanted if self.group is not None and "cpu:" not in self.backends else torch.device("cpu")
+
     def gather(self, mine: Tensor) -> Callable[[], Tensor]:
         """Start to bring `mine`, as many bytes on every rank, to all; what is returned waits for the rows [size, bytes].
 

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from shampoo_fn.roots.solver import Roots
+from shampoo_fn.scalars import vector
 from shampoo_fn.solve import Job, batched
 from shampoo_optim.distributed.arrival import pack_into
 from shampoo_optim.distributed.exchange import Seating
@@ -102,15 +103,15 @@ def _attempted(jobs: Sequence[Job]) -> tuple[list[Roots | None], str]:
 
 def _write(segment: Tensor, seating: Seating, ask: Ask, solved: Roots) -> None:
     target, residuals = seating.roots(segment, ask.tile), seating.residuals(segment, ask.tile)
-    index = torch.tensor(ask.positions, device=segment.device)
+    at = vector(ask.positions, segment.device)
     roots = solved.roots.to(segment.device, target.dtype)
     finite = solved.roots.flatten(1).abs().amax(1) < torch.inf  # not, if a solver broke its promise
-    residuals.index_copy_(0, index, torch.where(finite, solved.residuals, torch.inf).to(segment.device, torch.float64))
+    residuals.index_copy_(0, at, torch.where(finite, solved.residuals, torch.inf).to(segment.device, torch.float64))
     if not seating.tiles[ask.tile].full:
-        target.index_copy_(0, index, roots)
+        target.index_copy_(0, at, roots)
     elif len(roots) == len(target):
         pack_into(target, roots)
     else:
         rectangles = torch.empty_like(target[: len(roots)])
         pack_into(rectangles, roots)
-        target.index_copy_(0, index, rectangles)
+        target.index_copy_(0, at, rectangles)
