@@ -7,6 +7,7 @@ from typing import NoReturn
 from torch import Tensor
 
 from shampoo_fn.chain import Chain
+from shampoo_fn.tracing import constant_result
 from shampoo_fn.transform import Clock, Transform
 from shampoo_fn.tree import Tree
 from shampoo_fn.validate import require
@@ -100,7 +101,8 @@ def check_globs(field: str, value: str | tuple[str, ...]) -> None:
     require(proper, field, value, "a glob such as '*embed*', or a tuple of globs")
 
 
+@constant_result
 def matches_glob(glob: str, name: str) -> bool:
-    """fnmatch.fnmatchcase without its cache and character classes: it must run inside torch.compile's tracer."""
+    """fnmatch.fnmatchcase without character classes."""
     pattern = ".*".join(".".join(re.escape(part) for part in piece.split("?")) for piece in glob.split("*"))
     return re.fullmatch(pattern, name) is not None

@@ -8,7 +8,7 @@ from torch import Tensor
 from shampoo_fn.graft import under
 from shampoo_fn.roots.solver import Roots
 from shampoo_fn.transform import Clock, Request, RootSpec, Transform
-from shampoo_fn.tree import Tree
+from shampoo_fn.tree import Tree, replaced
 from shampoo_fn.validate import require
 
 
@@ -25,7 +25,7 @@ class Chain(Transform):
     def __init__(self, **links: Transform) -> None:
         for name, link in links.items():
             require(isinstance(link, Transform), name, link, "a Transform, such as Momentum(0.9) or Scale(1e-3)")
-        require(bool(links), "links", links, "one transform or more: Chain(rate=Scale(1e-3))")
+        require(len(links) > 0, "links", links, "one transform or more: Chain(rate=Scale(1e-3))")
         counted = [name for name, link in links.items() if link.has_statistics]
         require(len(counted) <= 1, "links", counted, "a chain with at most one link that keeps statistics")
         object.__setattr__(self, "links", tuple(links.items()))
@@ -64,7 +64,7 @@ class Chain(Transform):
         """The link with statistics, and the update as it arrives there; states on the way are `update`'s to keep."""
         if not self.has_statistics:
             return None
-        clock = clock._replace(own=False)
+        clock = replaced(clock, own=False)
         for name, link in self.links:
             if link.has_statistics:
                 return name, link, update

@@ -25,8 +25,7 @@ def gram(rows: Tensor) -> Tensor:
         return product(rows, rows.mT)
     if n % 2 or m % 2:
         return gram(even(rows))[..., :n, :n]
-    ends = [n * k // STRIPS for k in range(1, STRIPS + 1)]
-    spans = list(zip([0, *ends], ends, strict=False))
+    spans = [(n * k // STRIPS, n * (k + 1) // STRIPS) for k in range(STRIPS)]
     if torch.compiler.is_compiling():
         return _joined([rows[..., start:end, :] @ rows[..., :end, :].mT for start, end in spans], spans)
     whole = rows.new_empty(*rows.shape[:-1], n)

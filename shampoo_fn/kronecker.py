@@ -33,6 +33,7 @@ from shampoo_fn.transform import (
     chosen,
     moving_average,
 )
+from shampoo_fn.tree import replaced
 from shampoo_fn.validate import check_floating, require
 
 LARGEST_RESIDUAL = 0.2  # a root that misses by more is not installed
@@ -109,7 +110,7 @@ class Kronecker(Preconditioner):
             unfolded = unfold(grad, int(mode)).to(factor.dtype)
             statistic = self._kept(gram(unfolded)) if factor.dim() == 2 else unfolded.square().sum(-1)
             factors[mode] = moving_average(factor, statistic, self.beta2, clock)
-        return state._replace(factors=factors)
+        return replaced(state, factors=factors)
 
     def root_specs(self, shape: tuple[int, ...]) -> dict[str, RootSpec]:
         return {mode: RootSpec(plan.n, plan.full, plan.exponent, self.solver) for mode, plan in self.modes(shape).items()}
@@ -122,8 +123,8 @@ class Kronecker(Preconditioner):
         return {mode: Request(factor, state.roots[mode].boost) for mode, factor in factors.items()}
 
     def install(self, state: KroneckerState, solved: dict[str, Roots], clock: Clock) -> KroneckerState:
-        new = {mode: found._replace(roots=self._kept(found.roots)) for mode, found in solved.items()}
-        return state._replace(roots=state.roots | {mode: accepted(state.roots[mode], new[mode], clock) for mode in new})
+        new = {mode: replaced(found, roots=self._kept(found.roots)) for mode, found in solved.items()}
+        return replaced(state, roots=state.roots | {mode: accepted(state.roots[mode], new[mode], clock) for mode in new})
 
     def precondition(self, update: Tensor, state: KroneckerState, clock: Clock) -> Tensor:
         direction = without_denormals(update)

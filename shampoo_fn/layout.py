@@ -18,6 +18,7 @@ from shampoo_fn.by_shape import same
 from shampoo_fn.cadence import balanced_turns
 from shampoo_fn.config import Config
 from shampoo_fn.transform import Transform
+from shampoo_fn.tree import replaced
 
 Description = tuple[str, tuple[int, ...], torch.dtype, torch.device]  # of a parameter: name, shape, dtype, device
 
@@ -94,7 +95,7 @@ def _plan(parameters: Iterable[Description], config: Config) -> Layout:
             stacks.setdefault(key, Stack(key, transforms[kind], region.block, dtype, device, ()))
             before = pieces.setdefault(key, [])
             before.append(Piece(name, part, region, before[-1].end if before else 0))
-    plan = tuple(stack._replace(pieces=tuple(pieces[stack.key])) for stack in stacks.values())
+    plan = tuple(replaced(stack, pieces=tuple(pieces[stack.key])) for stack in stacks.values())
     return Layout(plan, merged, regions, {} if torch.compiler.is_compiling() else turns(plan, config), {})
 
 
@@ -132,14 +133,14 @@ def restricted(plan: Layout, kept: Kept) -> Layout:
         chosen: list[int] = []
         for piece in stack.pieces:
             start, stop = kept.get((piece.name, piece.part), (0, 0))
-            none = piece.region._replace(counts=(0, *piece.region.counts[1:]))
+            none = replaced(piece.region, counts=(0, *piece.region.counts[1:]))
             for region in piece.region.between(start, stop) or [none]:
-                pieces.append(piece._replace(region=region, first=pieces[-1].end if pieces else 0))
+                pieces.append(replaced(piece, region=region, first=pieces[-1].end if pieces else 0))
             chosen += range(piece.first + start, piece.first + stop)
-        stacks.append(stack._replace(pieces=tuple(pieces)))
+        stacks.append(replaced(stack, pieces=tuple(pieces)))
         if plan.turns:
             own[stack.key] = [plan.turns[stack.key][slot] for slot in chosen]
-    return plan._replace(stacks=tuple(stacks), turns=own, outlines={})
+    return replaced(plan, stacks=tuple(stacks), turns=own, outlines={})
 
 
 def slots(stack: Stack, names: Iterable[str]) -> list[int]:

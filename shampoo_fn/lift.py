@@ -17,7 +17,7 @@ from shampoo_fn.solve import Job
 from shampoo_fn.state import BlockState, narrowest, work_dtype
 from shampoo_fn.tracing import is_traced
 from shampoo_fn.transform import Clock, Request, chosen
-from shampoo_fn.tree import Tree, changed, changes, leaves, map_tree
+from shampoo_fn.tree import Tree, changed, changes, leaves, map_tree, replaced
 
 Changes = dict[str, Tree]  # what a stage changed, as nested dicts: the rest is neither copied nor written
 
@@ -77,7 +77,7 @@ def precondition_stack(
         update = chosen(blocks.all_alive or alive, update, 0.0).to(stack.dtype)
         if any(update is held for held in (grad, *param, *leaves(links))):  # of a momentum, say, that is the last link
             update = update.clone()
-        return update, changes(old, old._replace(links=links))
+        return update, changes(old, replaced(old, links=links))
 
     shared = state.step if norms is None else norms
     return over_slots(precondition)(state, blocks.grads, blocks.alive, shared, *_optional(blocks.params))
@@ -101,9 +101,10 @@ def jobs_of_stack(stack: Stack, config: Config, state: BlockState, slots: Sequen
         return stack.transform.jobs(old.links, _clock(config, old.step, old.finite))
 
     specs, names = stack.transform.root_specs(stack.block), owners_of(stack)
+    everywhere = stack.key.removesuffix(f":{stack.device.index}")  # the index of a device differs from process to process
     owners = tuple(names[slot] for slot in slots)
     return {
-        path: Job(f"{stack.key}/{path}", owners, *request, specs[path].exponent, specs[path].solver, tuple(slots))
+        path: Job(f"{everywhere}/{path}", owners, *request, specs[path].exponent, specs[path].solver, tuple(slots))
         for path, request in (over_slots(requests)(state) if specs else {}).items()
     }
 
@@ -120,7 +121,7 @@ def install_in_stack(
         moved = old.finite & (old.step > old.refreshed)
         links = stack.transform.install(old.links, roots, _clock(config, old.step, moved))
         refreshed = torch.where(moved, old.step, old.refreshed) if last else old.refreshed
-        return changes(old, old._replace(links=links, refreshed=refreshed))
+        return changes(old, replaced(old, links=links, refreshed=refreshed))
 
     return over_slots(install)(state, solved)
 

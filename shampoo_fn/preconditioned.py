@@ -8,7 +8,7 @@ from torch import Tensor
 from shampoo_fn.preconditioner import Preconditioner
 from shampoo_fn.roots.solver import Roots
 from shampoo_fn.transform import Clock, Request, RootSpec, Transform
-from shampoo_fn.tree import Tree
+from shampoo_fn.tree import Tree, replaced
 from shampoo_fn.validate import require
 
 
@@ -37,7 +37,7 @@ class Preconditioned(Transform):
         return PreconditionedState(self.filter.init(param) if self.filter else (), self.preconditioner.init(param))
 
     def accumulate(self, update: Tensor, state: PreconditionedState, param: Tensor | None, clock: Clock) -> PreconditionedState:
-        return state._replace(preconditioner=self.preconditioner.accumulate(update, state.preconditioner, clock))
+        return replaced(state, preconditioner=self.preconditioner.accumulate(update, state.preconditioner, clock))
 
     def root_specs(self, shape: tuple[int, ...]) -> dict[str, RootSpec]:
         return self.preconditioner.root_specs(shape)
@@ -46,13 +46,13 @@ class Preconditioned(Transform):
         return self.preconditioner.jobs(state.preconditioner, clock)
 
     def install(self, state: PreconditionedState, solved: dict[str, Roots], clock: Clock) -> PreconditionedState:
-        return state._replace(preconditioner=self.preconditioner.install(state.preconditioner, solved, clock))
+        return replaced(state, preconditioner=self.preconditioner.install(state.preconditioner, solved, clock))
 
     def update(
         self, update: Tensor, state: PreconditionedState, param: Tensor | None, clock: Clock
     ) -> tuple[Tensor, PreconditionedState]:
         filtered, kept = self._filtered(update, state, param, clock)
-        return self.preconditioner.precondition(filtered, state.preconditioner, clock), state._replace(filter=kept)
+        return self.preconditioner.precondition(filtered, state.preconditioner, clock), replaced(state, filter=kept)
 
     def norms(self, update: Tensor, state: PreconditionedState, param: Tensor | None, clock: Clock) -> Tensor:
         return self.preconditioner.norms(self._filtered(update, state, param, clock)[0], state.preconditioner, clock)

@@ -37,18 +37,27 @@ Solve = Callable[[Sequence[Job]], list[Roots]]
 
 def batched(jobs: Sequence[Job]) -> list[Roots]:
     """Solve jobs of equal size, exponent and solver as one batch, here and now: the default."""
-    groups: dict[tuple[object, ...], list[int]] = {}
+    groups: list[list[int]] = []  # no dict by what they have in common: torch 2.8 cannot compile one with solvers as keys
     for index, job in enumerate(jobs):
-        shape, dtype, device = tuple(job.factors.shape[1:]), job.factors.dtype, job.factors.device
-        groups.setdefault((shape, dtype, device, job.exponent, job.solver), []).append(index)
+        fitting = [group for group in groups if _alike(job, jobs[group[0]])]
+        if not fitting:
+            groups.append([index])
+        else:
+            fitting[0].append(index)
     solved: dict[int, Roots] = {}
-    for indices in groups.values():
+    for indices in groups:
         members = [jobs[index] for index in indices]
         together = _solve(members)
         sizes = [len(job.factors) for job in members]
         parts = zip(torch.split(together.roots, sizes), torch.split(together.residuals, sizes), strict=True)
         solved.update({index: Roots(*part) for index, part in zip(indices, parts, strict=True)})
     return [solved[index] for index in range(len(jobs))]
+
+
+def _alike(one: Job, other: Job) -> bool:
+    mine, theirs = one.factors, other.factors
+    of_one_kind = mine.shape[1:] == theirs.shape[1:] and mine.dtype == theirs.dtype and mine.device == theirs.device
+    return of_one_kind and one.exponent == other.exponent and one.solver == other.solver
 
 
 def _solve(jobs: list[Job]) -> Roots:

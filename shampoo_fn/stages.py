@@ -28,7 +28,7 @@ from shampoo_fn.lift import (
 from shampoo_fn.scalars import on_host, vector
 from shampoo_fn.solve import Job, Solve
 from shampoo_fn.state import BlockState, State
-from shampoo_fn.tree import map_tree
+from shampoo_fn.tree import map_tree, replaced
 from shampoo_fn.validate import require
 
 Tensors = Mapping[str, Tensor]
@@ -51,7 +51,7 @@ def prepared(grads: Tensors, state: State, config: Config, params: Tensors | Non
     for stack in plan.stacks:
         pieces = [piece for piece in stack.pieces if piece.name in grads]
         if pieces:
-            index = None if len(pieces) == len(stack.pieces) else _index(slots(stack, grads), stack)
+            index = None if len(pieces) == len(stack.pieces) else _index(slots(stack, grads), state.stacks[stack.key])
             weights = None if read is None else gather(pieces, read, plan.merged)
             blocks = guarded(stack, config, state.stacks[stack.key].links, gather(pieces, grads, plan.merged), weights)
             batches.append(Batch(stack, index, pieces, blocks))
@@ -63,18 +63,19 @@ def accumulate_all(batches: list[Batch], state: State, config: Config) -> State:
     for stack, index, _, blocks in batches:
         old = stacks[stack.key]
         stacks[stack.key] = with_changes(old, accumulate_stack(stack, config, taken(old, index), blocks), index)
-    return state._replace(stacks=stacks)
+    return replaced(state, stacks=stacks)
 
 
 def refresh_due(plan: Layout, state: State, config: Config, solve: Solve, *, every: bool, names: Collection[str]) -> State:
     check_failures(plan, state, config, names)
     parts: list[tuple[Stack, Tensor | None, BlockState, dict[str, Job]]] = []
-    due = {stack.key: [True] * stack.size for stack in plan.stacks} if every else _due(plan, state, config)
+    due = None if every else _due(plan, state, config)
     for stack in plan.stacks:
-        chosen = [slot for slot in slots(stack, names) if due[stack.key][slot]]
+        chosen = [slot for slot in slots(stack, names) if due is None or due[stack.key][slot]]
         if chosen and stack.transform.root_specs(stack.block):
-            index = _index(chosen, stack)
-            blocks = taken(state.stacks[stack.key], index)
+            blocks = state.stacks[stack.key]
+            index = _index(chosen, blocks)
+            blocks = taken(blocks, index)
             parts.append((stack, index, blocks, jobs_of_stack(stack, config, blocks, chosen)))
     asked = [job for *_, jobs in parts for job in jobs.values()]
     found = solve(asked) if parts else []
@@ -84,7 +85,7 @@ def refresh_due(plan: Layout, state: State, config: Config, solve: Solve, *, eve
     for stack, index, blocks, jobs in parts:
         roots = {path: next(solved) for path in jobs}
         stacks[stack.key] = with_changes(stacks[stack.key], install_in_stack(stack, config, blocks, roots), index)
-    return state._replace(stacks=stacks)
+    return replaced(state, stacks=stacks)
 
 
 def precondition_all(
@@ -99,7 +100,7 @@ def precondition_all(
         stacks[stack.key] = with_changes(old, new, index)
     updates = scatter(stacked, plan, {name: tuple(grad.shape) for name, grad in grads.items()})
     empty = {name: torch.zeros_like(grad) for name, grad in grads.items() if name not in updates}
-    return updates | empty, state._replace(stacks=stacks)
+    return updates | empty, replaced(state, stacks=stacks)
 
 
 def _shared_norms(batches: list[Batch], state: State, config: Config) -> dict[str, Tensor]:
@@ -131,8 +132,8 @@ def _due(plan: Layout, state: State, config: Config) -> dict[str, list[bool]]:
     }
 
 
-def _index(chosen: list[int], stack: Stack) -> Tensor | None:
-    return None if len(chosen) == stack.size else vector(chosen, stack.device)
+def _index(chosen: list[int], blocks: BlockState) -> Tensor | None:
+    return None if len(chosen) == len(blocks.step) else vector(chosen, blocks.step.device)
 
 
 def unshared(old: State, new: State) -> State:

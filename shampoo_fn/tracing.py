@@ -59,6 +59,6 @@ def fixed(value: float) -> float:
 
 
 def constant_result(function: Callable[P, R]) -> Callable[P, R]:
-    """A function of Python numbers that `torch.compile` calls at once and whose result it keeps as a constant."""
+    """A function of Python numbers and strings that `torch.compile` calls at once and whose result it keeps as a constant."""
     marked: Callable[P, R] = torch.compiler.assume_constant_result(function)
     return marked

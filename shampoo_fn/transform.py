@@ -21,6 +21,8 @@ from shampoo_fn.validate import require
 Value = float | Tensor | Callable[[Tensor], Any]
 """A hyper-parameter: a number, a 0-d tensor, or a schedule `step -> value` of the 0-d int64 step, counted from 1."""
 
+NUMBER = (int, float)  # not `int | float`, which torch 2.8 cannot compile
+
 
 class Clock(NamedTuple):
     """What a block knows about the present step."""
@@ -128,8 +130,11 @@ def is_of_package(member: object) -> bool:
 
 
 def value_at(value: Value, step: Tensor) -> Any:
-    """The hyper-parameter at this step: a number or a 0-d tensor."""
-    return value(step) if callable(value) else value
+    """The hyper-parameter at this step: a number, or a 0-d tensor of the host or of the step's device."""
+    found = value(step) if callable(value) else value
+    if isinstance(found, Tensor) and found.device.type != "cpu" and found.device != step.device:
+        return found.to(step.device)
+    return found
 
 
 def check_value(field: str, value: Value, low: float, high: float, allowed: str) -> None:
@@ -137,7 +142,7 @@ def check_value(field: str, value: Value, low: float, high: float, allowed: str)
     if isinstance(value, Tensor):
         require(value.dim() == 0, field, tuple(value.shape), "a 0-d tensor, not one of this shape")
     elif not callable(value):
-        numeric = isinstance(value, int | float) and not isinstance(value, bool)
+        numeric = isinstance(value, NUMBER) and not isinstance(value, bool)
         require(numeric and low <= value < high, field, value, allowed)
 
 
@@ -146,7 +151,7 @@ def moving_average(old: Tensor, new: Tensor, beta: Value, clock: Clock) -> Tenso
 
     Where the clock says so, it is written into `old`.
     """
-    if isinstance(beta, int | float) and beta == 1:
+    if isinstance(beta, NUMBER) and beta == 1:
         return chosen(clock.certain or clock.alive, old + new, old)
     # a weight of zero leaves `old` to the bit; selecting afterwards would read and write every state once more
     weight = scalar(1 - value_at(beta, clock.step), old.dtype, old.device)
@@ -165,7 +170,7 @@ def chosen(condition: Tensor | bool, yes: Tensor, no: Tensor | float) -> Tensor:
 
 def bias_correction(beta: Value, clock: Clock, dtype: torch.dtype, *, ahead: Any = None) -> Any:
     """`1 - beta^t`, or with a number `ahead` `1 - ahead beta^(t-1)`; 1 for sums (beta = 1)."""
-    if isinstance(beta, int | float) and (beta == 1 or (beta == 0 and ahead is None)):
+    if isinstance(beta, NUMBER) and (beta == 1 or (beta == 0 and ahead is None)):
         return 1.0
     now = scalar(value_at(beta, clock.step), dtype, clock.step.device)
     step = clock.step.clamp_min(1).to(dtype)  # before the first finite gradient there is nothing to correct

@@ -1,10 +1,11 @@
 """State is nested named tuples and dicts of tensors; these few functions are all that the package asks of a tree."""
 
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, TypeVar
 
 from torch import Tensor
 
+Record = TypeVar("Record", bound=tuple[Any, ...])
 Tree = Any  # Tensor | tuple of trees (named or not) | dict[str, Tree]
 
 
@@ -50,10 +51,9 @@ def changes(old: Tree, new: Tree) -> dict[str, Tree]:
     found: dict[str, Tree] = {}
     for key, value in _children(new).items():
         before = old[key] if isinstance(old, dict) else getattr(old, key)
-        if value is before:
-            continue
         if isinstance(value, Tensor):
-            found[key] = value
+            if value is not before:
+                found[key] = value
         else:
             below = changes(before, value)
             if below:
@@ -67,10 +67,18 @@ def changed(tree: Tree, new: Mapping[str, Tree], write: Callable[[Tensor, Tensor
         return write(tree, new)  # type: ignore[arg-type]
     children = _children(tree)
     values = {key: changed(children[key], value, write) for key, value in new.items()}
-    return tree | values if isinstance(tree, dict) else tree._replace(**values)
+    return tree | values if isinstance(tree, dict) else replaced(tree, **values)
+
+
+def replaced(record: Record, **fields: Any) -> Record:
+    """`record._replace(**fields)` of a named tuple, in words that torch.compile follows also in torch 2.8."""
+    kind: Any = type(record)
+    made: Record = kind(*[fields.get(name, value) for name, value in zip(kind._fields, tuple(record), strict=True)])
+    return made
 
 
 def _children(tree: Tree) -> dict[str, Tree]:
     if isinstance(tree, dict):
         return tree
-    return dict(zip(getattr(tree, "_fields", map(str, range(len(tree)))), tree, strict=True))
+    names = type(tree)._fields if hasattr(tree, "_fields") else [str(place) for place in range(len(tree))]
+    return dict(zip(names, tuple(tree), strict=True))

@@ -87,7 +87,7 @@ def precondition(
 
 def apply_updates(params: Tensors, updates: Tensors) -> dict[str, Tensor]:
     """`param + update` for each name, in the parameter's dtype; a copy of a parameter without an update."""
-    unknown = next((name for name in updates if name not in params), None)
-    if unknown is not None:
-        raise KeyError(f"update {unknown!r} has no parameter: pass the params that the gradients were taken of")
+    unknown = [name for name in updates if name not in params]
+    if unknown:
+        raise KeyError(f"update {unknown[0]!r} has no parameter: pass the params that the gradients were taken of")
     return {name: param + updates[name].to(param.dtype) if name in updates else param.clone() for name, param in params.items()}

@@ -56,7 +56,9 @@ class Diagnosis:
         spectra, ages = figure.subplots(1, 2)
         for label, eigenvalues in self.spectra.items():
             floor = torch.finfo(eigenvalues.dtype).eps
-            spectra.semilogy(torch.linspace(0, 1, eigenvalues.shape[-1]), eigenvalues.clamp_min(floor).mT, lw=0.8, label=label)
+            spectra.semilogy(
+                torch.linspace(0, 1, eigenvalues.shape[-1], device="cpu"), eigenvalues.clamp_min(floor).mT, lw=0.8, label=label
+            )
         spectra.set(xlabel="rank (0: smallest)", ylabel="eigenvalue / largest", title="factors")
         rooted = [row for row in self.rows if row["root age"] is not None]
         ages.barh([row["parameter"] for row in rooted], [row["root age"] for row in rooted])
@@ -131,7 +133,7 @@ def _graft_ratios(storage: Storage, *, maximize: bool) -> dict[str, float]:
 
 def _spectrum(factors: Tensor) -> list[Tensor]:
     """Eigenvalues of factors [blocks, n, n] or [blocks, n], ascending, largest 1; nothing where all are zero."""
-    wide = torch.nan_to_num(factors.double().cpu())
+    wide = torch.nan_to_num(factors.cpu().double())
     if wide.dim() == 3 and wide.shape[-1] != wide.shape[-2]:
         wide = unpacked(wide)
     values = torch.linalg.eigvalsh(wide) if wide.dim() == 3 else wide.sort(-1).values

@@ -22,19 +22,23 @@ from shampoo_fn.transform import RootSpec
 from shampoo_fn.tree import changed, map_tree
 from shampoo_optim.chunks import Chunk
 from shampoo_optim.storage import Storage
-from shampoo_optim.turns import Due, due
+from shampoo_optim.turns import Due, due, learn
 
 LARGE = 200  # rows, from which on a factor is work for a thread by itself, and joining several would only cost memory
 
 
 def refresh(storage: Storage, parts: Sequence[Chunk]) -> None:
     """New roots for the blocks of these chunks that are due. RuntimeError for a factor that failed too often."""
-    refuse_failures(storage)
+    look(storage)
     refresh_slots(storage, due(storage, parts))
 
 
-def refuse_failures(storage: Storage) -> None:
-    """RuntimeError for a factor that failed too often; who goes on, with a larger ridge, has as many attempts again."""
+def look(storage: Storage) -> None:
+    """See how steps and roots stand, before roots are taken.
+
+    RuntimeError for a factor that failed too often; who goes on, with a larger ridge, has as many attempts again.
+    """
+    learn(storage)
     try:
         check_failures(storage.plan, storage.state, storage.config)
     except RuntimeError:

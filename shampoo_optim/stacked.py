@@ -38,7 +38,10 @@ class Stacked(NamedTuple):
         group = self.groups[number]
         # a parameter of no elements is nothing to optimize, a frozen one gets no state
         active = [p for p in group["params"] if (p.grad is not None or self.state.get(p)) and p.numel()]
-        for device, params in by_device(active).items():
+        devices = by_device(active)
+        for left in [key for key in self.kept if key[0] == number and key[1] not in devices]:
+            del self.kept[left]  # or what parameters had on the device that they were on would stay there
+        for device, params in devices.items():
             storage = self._current(number, params, device)
             storage.turn_dials(group)
             yield storage, params

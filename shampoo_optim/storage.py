@@ -70,6 +70,8 @@ class Storage:
         self._adopt(states)
         # steps on the host where reading them each time would wait for the device; None where they cannot be read at all
         self.counts = {key: _read(blocks.step) for key, blocks in self.state.stacks.items()}
+        self.refreshed: dict[str, list[int]] = {}  # likewise the steps of the last roots, as they were last read
+        self.rooted = {stack.key for stack in self.plan.stacks if stack.transform.root_specs(stack.block)}
         # whether nobody can see that averages are written in place: others may read an old one once more, or drop a new one
         self.own = is_of_package(self.config.transform) and None not in self.counts.values()
         held = sum(leaf.nbytes for leaf in leaves(self.state.stacks))

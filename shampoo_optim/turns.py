@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 
 from shampoo_fn.layout import Stack
+from shampoo_fn.scalars import on_host
 from shampoo_optim.chunks import Chunk
 from shampoo_optim.storage import Storage
 
@@ -12,7 +13,7 @@ Due = list[tuple[Stack, list[int]]]  # slots of stacks
 def may_be_due(storage: Storage, parts: Sequence[Chunk]) -> bool:
     """Whether a block of these chunks may be due once this step is counted."""
     cadence = storage.config.cadence
-    for chunk in parts:
+    for chunk in _rooted(storage, parts):
         steps = _steps(storage, chunk)
         if steps is None:
             return True
@@ -31,10 +32,30 @@ def count(storage: Storage, parts: Sequence[Chunk]) -> None:
                 counts[slot] += 1
 
 
+def learn(storage: Storage) -> None:
+    """Read the steps of devices, once for each device, now that roots may be due.
+
+    The host counts calls, a block the gradients that were finite. So the host is never behind: it asks at each step that is due
+    to a block, or before, and again then.
+    """
+    away = [key for key, counts in storage.counts.items() if counts is not None and not _is_here(storage, key)]
+    blocks = [storage.state.stacks[key] for key in away]
+    read = on_host([each.step for each in blocks] + [each.refreshed for each in blocks])
+    storage.counts |= zip(away, read[: len(away)], strict=True)
+    storage.refreshed |= zip(away, read[len(away) :], strict=True)
+
+
 def due(storage: Storage, parts: Sequence[Chunk]) -> Due:
-    """The slots of these chunks that are due, now that the step is counted."""
-    rooted = [chunk for chunk in parts if chunk.stack.transform.root_specs(chunk.stack.block)]
-    return [(chunk.stack, slots) for chunk in rooted if (slots := _due(storage, chunk))]
+    """The slots of these chunks that are due, now that the step is counted, and has been learnt."""
+    return [(chunk.stack, slots) for chunk in _rooted(storage, parts) if (slots := _due(storage, chunk))]
+
+
+def _rooted(storage: Storage, parts: Sequence[Chunk]) -> list[Chunk]:
+    return [chunk for chunk in parts if chunk.stack.key in storage.rooted]
+
+
+def _is_here(storage: Storage, key: str) -> bool:
+    return storage.state.stacks[key].step.device.type == "cpu"
 
 
 def _due(storage: Storage, chunk: Chunk) -> list[int]:
@@ -42,7 +63,8 @@ def _due(storage: Storage, chunk: Chunk) -> list[int]:
     steps = _steps(storage, chunk)
     if steps is None:
         return list(slots)  # nothing can be read: the step that needs the most memory
-    last = chunk.state.refreshed.tolist() if chunk.stack.device.type == "cpu" else [0] * len(steps)
+    here = chunk.stack.device.type == "cpu"
+    last = chunk.state.refreshed.tolist() if here else storage.refreshed[chunk.stack.key][_of(chunk)]
     rows = zip(slots, steps, last, _turns(storage, chunk), strict=True)
     return [slot for slot, step, before, turn in rows if step > before and storage.config.cadence.due(step, turn)]
 
@@ -65,7 +87,7 @@ def _of(chunk: Chunk) -> slice:
 
 
 def steps_of(storage: Storage, stack: Stack) -> list[int] | None:
-    """The steps of all slots: on a CPU from the state, elsewhere the host's own count, which includes skipped gradients."""
+    """The steps of all slots: on a CPU from the state, elsewhere the host's own count, with what was skipped since `learn`."""
     counts = storage.counts[stack.key]
     if counts is None or stack.device.type != "cpu":
         return counts

@@ -26,6 +26,7 @@ READS = (  # what a device is waited for
 )  # fmt: skip
 
 _waits: list[str] = []
+_index = 0  # of the device, one for each process
 
 
 class OnDevice(Tensor):
@@ -43,7 +44,7 @@ class OnDevice(Tensor):
             strides=values.stride(),
             storage_offset=values.storage_offset(),
             dtype=values.dtype,
-            device=torch.device(NAME, 0),
+            device=torch.device(NAME, _index),
         )
         found.values = values
         return found
@@ -70,8 +71,10 @@ class _Mode(TorchDispatchMode):
         return func(*args, **kwargs)
 
 
-def register() -> None:
+def register(index: int = 0) -> None:
     """Tell torch of the device. A copy to it that no operation below sees, as `torch.tensor` makes it, is an error then."""
+    global _index
+    _index = index
     backend_registration._setup_privateuseone_for_python_backend(NAME)
 
 

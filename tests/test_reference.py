@@ -76,7 +76,7 @@ def as_config(settings: dict[str, Any], rates: list[float]) -> Config:
     table = torch.tensor(rates, dtype=torch.float64)
 
     def rate(step: torch.Tensor) -> torch.Tensor:
-        return table[step.clamp(1, len(rates)) - 1]
+        return table.index_select(0, (step.clamp(1, len(rates)) - 1)[None])[0]  # what torch 2.8 maps over blocks, too
 
     beta1, beta2 = settings["betas"]
     corrected = settings.get("use_bias_correction", True)

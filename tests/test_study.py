@@ -39,6 +39,7 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(threads)
 
 
+@pytest.mark.skipif(not hasattr(torch.optim, "Muon"), reason="this torch has no Muon to race")
 def test_a_tiny_study_fills_its_file_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "deep" / "study.csv"
     given = ["race-mlp", "stability-regression", "--quick", "--steps", "3", "--out", str(out)]

@@ -13,6 +13,7 @@ from shampoo_fn.roots.residual import checked
 from shampoo_fn.roots.ridge import Ridged, add_ridge, power, restore, times
 from shampoo_fn.roots.solver import Roots, Solver, check_dtype, each_by_threads, working_dtype
 from shampoo_fn.tracing import is_traced
+from shampoo_fn.tree import replaced
 from shampoo_fn.validate import require
 
 LARGE = 256  # rows
@@ -61,7 +62,7 @@ class Eigh(Solver):
         if large:
             restore(problem, matrices)
         if lift is not None:
-            problem = problem._replace(matrices=problem.matrices + torch.diag_embed(lift.expand(matrices.shape[:-1])))
+            problem = replaced(problem, matrices=problem.matrices + torch.diag_embed(lift.expand(matrices.shape[:-1])))
         return checked(roots, problem, exponent, matrices.dtype)
 
     def _roots(self, problem: Ridged, exponent: float, decomposed: Decomposition) -> tuple[Tensor, Tensor | None]:

@@ -74,7 +74,7 @@ class Minimax(Solver):
         # products of half-precision parts are what they are on CUDA; on a CPU float32 stands in for them
         dtype = wanted if self.split != "none" and matrices.is_cuda else working_dtype(wanted, matrices)
         problem = add_ridge(
-            matrices, wide_dtype(matrices), relative_epsilon=self.relative_epsilon, epsilon=self.epsilon, boost=boost
+            matrices, wide_dtype(matrices.device), relative_epsilon=self.relative_epsilon, epsilon=self.epsilon, boost=boost
         )
         bound = problem.bound[:, None, None]
         roots = self._iterate(problem.matrices / bound, max(p, 2), dtype)

@@ -46,7 +46,7 @@ class Rational(Solver):
         check_batch(matrices)
         dtype = working_dtype(self.dtype, matrices)
         problem = add_ridge(
-            matrices, wide_dtype(matrices), relative_epsilon=self.relative_epsilon, epsilon=self.epsilon, boost=boost
+            matrices, wide_dtype(matrices.device), relative_epsilon=self.relative_epsilon, epsilon=self.epsilon, boost=boost
         )
         bound = problem.bound[:, None, None]
         roots = _sum_of_inverses(problem.matrices / bound, self.fractions(exponent), dtype)

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from shampoo_fn.roots.ridge import Ridged, add_to_diagonal, magnitude, power, times, zero_unless
-from shampoo_fn.roots.solver import Roots
+from shampoo_fn.roots.solver import Roots, wide_dtype
 
 PROBES = 4
 LARGEST_DENOMINATOR = 50
@@ -40,9 +40,10 @@ def as_ratio(exponent: float) -> tuple[int, int]:
 
 def probe_vectors(n: int, dtype: torch.dtype, device: torch.device) -> Tensor:
     """Four fixed chirps `cos(pi phi_j i^2)` [n, 4]: spread over every direction, from no random number generator."""
-    index = torch.arange(1, n + 1, dtype=torch.float64, device=device)[:, None]
+    wide = wide_dtype(device)
+    index = torch.arange(1, n + 1, dtype=wide, device=device)[:, None]
     # the roots of 5, 6, 7, 8; a tensor made of Python numbers would be copied to the device, which a CUDA graph cannot capture
-    phi = torch.arange(5, 5 + PROBES, dtype=torch.float64, device=device).sqrt()
+    phi = torch.arange(5, 5 + PROBES, dtype=wide, device=device).sqrt()
     return torch.cos(math.pi * phi * (index * index)).to(dtype)
 
 

@@ -67,9 +67,9 @@ def check_batch(matrices: Tensor) -> None:
     require(proper, "matrices", (matrices.dtype, tuple(matrices.shape)), "real floating-point ones [batch, n, n]")
 
 
-def wide_dtype(tensor: Tensor) -> torch.dtype:
-    """float64 where the tensor's device has it: everywhere but on Apple's."""
-    return torch.float32 if tensor.device.type == "mps" else torch.float64
+def wide_dtype(device: torch.device) -> torch.dtype:
+    """float64 where the device has it: everywhere but on Apple's."""
+    return torch.float32 if device.type == "mps" else torch.float64
 
 
 def working_dtype(dtype: torch.dtype | None, matrices: Tensor) -> torch.dtype:
@@ -78,7 +78,7 @@ def working_dtype(dtype: torch.dtype | None, matrices: Tensor) -> torch.dtype:
     A ridge of 1e-6 needs all digits of float32. With the operands of its products in TF32 or bfloat16 no root is found.
     """
     wanted = dtype or torch.promote_types(matrices.dtype, torch.float32)
-    return torch.float64 if wanted == torch.float32 and _cut_short(matrices.device.type) else wanted
+    return wide_dtype(matrices.device) if wanted == torch.float64 or _cut_short(matrices.device.type) else wanted
 
 
 # torch.compile guards on `torch.set_float32_matmul_precision`; what is set otherwise, after compiling, it does not see

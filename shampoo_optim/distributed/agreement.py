@@ -86,7 +86,7 @@ def steps_digest(works: Sequence[Work]) -> bytes:
                 work.storage.names,
                 work.storage.key,
                 work.maximize,
-                {key: _short(steps) for key, steps in host_steps(work.storage).items()},
+                [_short(steps) for steps in host_steps(work.storage).values()],  # by stack, whose keys name this rank's device
                 _dials(work.storage),
             )
             for work in works
@@ -159,5 +159,5 @@ def _clipped(text: str, start: int) -> str:
     return text if len(text) <= 200 else f"...{text[start : start + 160]}..."
 
 
-def _short(steps: Sequence[int]) -> tuple[int, ...]:
-    return (len(steps), steps[0]) if steps and min(steps) == max(steps) else tuple(steps)
+def _short(steps: Sequence[int]) -> tuple[object, ...]:
+    return ("all of", len(steps), "at", steps[0]) if steps and min(steps) == max(steps) else tuple(steps)

@@ -22,7 +22,7 @@ def arrived(seating: Seating, segments: Sequence[Tensor], seats: Sequence[tuple[
     places = list(zip(owners, seats, strict=True))
     roots = [seating.roots(segment, number)[those].to(device, tile.dtype) for segment, (number, those) in places]
     residuals = torch.cat([seating.residuals(segment, number)[those] for segment, (number, those) in places])
-    return Roots(unpacked(roots) if tile.full else torch.cat(roots), residuals.to(device, wide_dtype(roots[0])))
+    return Roots(unpacked(roots) if tile.full else torch.cat(roots), residuals.to(device, wide_dtype(roots[0].device)))
 
 
 def unpacked(batches: Sequence[Tensor]) -> Tensor:

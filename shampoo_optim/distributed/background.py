@@ -27,11 +27,16 @@ class Background:
                 return _without_gradients(work)
 
         done = self._pool.submit(beside)
+        # Kernels are queued, and `work` is done, long before they have run. What they read was allocated for the present
+        # stream, which may give the memory away once nobody holds it: `work` and what it holds stay until that stream waits.
+        held = [work]
 
         def wait() -> Result:
-            result = done.result()
-            torch.cuda.current_stream(device).wait_stream(stream)
-            return result
+            try:
+                return done.result()
+            finally:
+                torch.cuda.current_stream(device).wait_stream(stream)
+                held.clear()
 
         return wait
 

@@ -35,7 +35,7 @@ class Flight:
 
     def depart(self, segment: Tensor, peers: Peers, digest: bytes, said: str) -> None:
         """Start the exchange of this rank's segment, which is complete but for its header."""
-        segment[:HEADER] = header(digest, said).to(segment.device)
+        segment[:HEADER].copy_(header(digest, said), non_blocking=True)
         self._arrived = peers.spread(segment, self.seating.sizes)
 
     @cached_property

@@ -53,7 +53,7 @@ class Forecast:
         segment, said = fill()
         foreseen = kind == expected
         sent = segment if foreseen else segment.new_zeros(expected.sizes[peers.rank])
-        sent[:HEADER] = header(digest, said).to(segment.device)
+        sent[:HEADER].copy_(header(digest, said), non_blocking=True)
         received = peers.spread(sent, expected.sizes)()
         heads = heads_of(received, seating.heads if foreseen else [HEADER] * peers.size)
         check_same(peers, [read(head)[0] for head in heads], describe)

@@ -24,7 +24,7 @@ from shampoo_optim.distributed.solving import Ask, asks, solve_into
 from shampoo_optim.distributed.tiles import Block, Tile
 from shampoo_optim.distributed.timetable import NOTES
 from shampoo_optim.placement import Groups, Local, Placement, States
-from shampoo_optim.refreshing import refresh_slots, refuse_failures
+from shampoo_optim.refreshing import look, refresh_slots
 from shampoo_optim.storage import Members, Storage
 from shampoo_optim.work import Work
 
@@ -91,7 +91,7 @@ class SharedRoots:
             self._here.refresh(works)
             return
         for work in works:
-            refuse_failures(work.storage)
+            look(work.storage)
         self._move(works)
         wanted = self._register.due(works)
         taken = self._start(works, wanted) if self._meets else ()

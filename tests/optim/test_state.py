@@ -12,6 +12,7 @@ from torch.nn import Parameter
 
 from shampoo_optim import Shampoo
 from shampoo_optim.options import DEFAULTS
+from shampoo_optim.shampoo import CACHE
 from tests.optim.support import BUSY, SHAPES, grads_for, parameters, snapshot, walk
 from tests.support import assert_identical
 
@@ -161,3 +162,14 @@ def test_zero_redundancy_optimizer(tmp_path: Any) -> None:
         assert_identical(snapshot(params), snapshot(twins))
     finally:
         torch.distributed.destroy_process_group()
+
+
+def test_state_on_a_device_that_no_parameter_is_on_any_more_is_let_go() -> None:
+    param = Parameter(torch.ones(4, 3))
+    param.grad = torch.ones(4, 3)
+    optimizer = Shampoo([param])
+    optimizer.step()
+    kept = optimizer.__dict__[CACHE]
+    kept[0, torch.device("meta")] = kept[0, torch.device("cpu")]  # as after `model.to("meta")` and back
+    optimizer.step()
+    assert [*kept] == [(0, torch.device("cpu"))]
