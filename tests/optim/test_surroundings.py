@@ -183,3 +183,14 @@ def test_a_first_gradient_elsewhere_traces_nothing_anew() -> None:
             param.grad = torch.eye(4)
         optimizer.step()
     assert len(traced) == 2
+
+
+def test_a_cuda_graph_is_refused_before_anything_moves(monkeypatch: pytest.MonkeyPatch) -> None:
+    param = Parameter(torch.ones(4, 3))
+    param.grad = torch.ones(4, 3)
+    optimizer = Shampoo([param])
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: True)
+    with pytest.raises(RuntimeError, match=r"cannot be captured .* shampoo_fn\.update"):
+        optimizer.step()
+    assert torch.equal(param, torch.ones(4, 3))
