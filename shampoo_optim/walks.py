@@ -8,7 +8,9 @@ use, torch 2.13 fails to generate code (KeyError in `try_outer_loop_fusion_with_
 """
 
 import re
+import warnings
 from collections.abc import Callable, Sequence
+from functools import cache
 from types import FunctionType
 from typing import Any, NamedTuple, Protocol
 
@@ -40,6 +42,9 @@ def walks(storage: Storage, chunk: Chunk) -> Walks:
     """How a chunk is worked: by graphs if the options say so, its values are there, and nobody counts what is done."""
     if storage.backend is None or is_traced(chunk.state.step) or chunk.stack.device.type == "meta" or is_observed():
         return EAGER
+    if OVERRUNS and storage.backend == "inductor" and chunk.stack.device.type == "cpu":
+        _warn_of_overruns()
+        return EAGER
     if chunk.stack.key not in storage.graphs:
         storage.graphs[chunk.stack.key] = Walks(*(_compiled(walk, storage.backend) for walk in EAGER))
     found: Walks = storage.graphs[chunk.stack.key]
@@ -62,6 +67,18 @@ def write(state: BlockState, new: Changes) -> None:
 
 
 EAGER = Walks(_accumulate, _precondition)
+
+# In torch 2.8 `try_outer_loop_fusion_with_local_buf` takes the last dimension alone for the size of a buffer that a kernel on a
+# CPU fills with whole blocks: stacks of several blocks are written beyond it. torch 2.9.0 has the sizes right.
+OVERRUNS = tuple(map(int, torch.__version__.split(".")[:2])) < (2, 9)
+
+
+@cache
+def _warn_of_overruns() -> None:
+    text = (
+        "compile=True: steps are eager here, since code that torch 2.8 generates for a CPU writes beyond its buffers; torch 2.9"
+    )
+    warnings.warn(f"{text} does not", RuntimeWarning, stacklevel=2)
 
 
 def _guarded(guards: Sequence[Any]) -> list[bool]:

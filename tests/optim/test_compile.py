@@ -11,8 +11,9 @@ from torch.optim.lr_scheduler import CosineAnnealingLR
 from torch.utils.flop_counter import FlopCounterMode
 
 from shampoo_fn import Adam, Blocking, Cadence, Chain, Config, Graft, Kronecker, Preconditioned, Scale
-from shampoo_optim import Shampoo
+from shampoo_optim import Shampoo, walks
 from tests.optim.support import BUSY, grads_for, parameters, snapshot, walk
+from tests.support import assert_identical
 
 GRAPHS = []
 SHAPES = {"first": (6, 4), "second": (6, 4), "third": (6, 4), "bias": (5,)}
@@ -182,3 +183,15 @@ def test_inductor_generates_code_for_blocks_of_one_parameter_with_momentum() -> 
     walk(optimizer, params, grads)
     walk(eager, twins, grads)
     torch.testing.assert_close(params["w"], twins["w"], rtol=1e-4, atol=1e-6)
+
+
+def test_where_generated_code_writes_beyond_its_buffers_steps_are_eager(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(walks, "OVERRUNS", True)
+    walks._warn_of_overruns.cache_clear()
+    params, twins = parameters(), parameters()
+    optimizer, eager = Shampoo(params.items(), compile=True), Shampoo(twins.items())
+    grads = grads_for(params, 2)
+    with pytest.warns(RuntimeWarning, match="steps are eager here"):
+        walk(optimizer, params, grads)
+    walk(eager, twins, grads)
+    assert_identical(snapshot(params, optimizer), snapshot(twins, eager))
