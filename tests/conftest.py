@@ -1,10 +1,15 @@
 """Every test is deterministic: hypothesis draws the same cases in every run, and torch starts from the same seed."""
 
 import os
+from collections.abc import Iterator
+from concurrent.futures import Executor, ProcessPoolExecutor
 
 import pytest
 import torch
 from hypothesis import HealthCheck, settings
+
+from tests.distributed.support import CONTEXT
+from tests.pretended import register
 
 settings.register_profile(
     "deterministic",
@@ -22,3 +27,12 @@ if "PYTEST_XDIST_WORKER" in os.environ:
 @pytest.fixture(autouse=True)
 def _seeded() -> None:
     torch.manual_seed(0)
+
+
+@pytest.fixture(scope="module")
+def apart() -> Iterator[Executor]:
+    """A process of its own that knows the pretended device."""
+    if not hasattr(torch.utils.backend_registration, "_setup_privateuseone_for_python_backend"):
+        pytest.skip("this torch cannot be told of a device in Python")
+    with ProcessPoolExecutor(1, mp_context=CONTEXT, initializer=register) as pool:
+        yield pool

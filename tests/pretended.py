@@ -20,6 +20,7 @@ from torch.utils._pytree import tree_leaves, tree_map
 
 aten = torch.ops.aten
 NAME = "pretended"
+SHAPES = {"matrix": (12, 9), "kernel": (6, 4, 3, 3), "bias": (9,), "token.weight": (16, 5), "scalar": ()}
 COPIES = (aten._to_copy.default, aten.copy_.default)
 READS = (  # what a device is waited for
     aten._local_scalar_dense, aten.equal, aten.is_nonzero, aten.nonzero, aten.masked_select, aten._unique2, aten._linalg_eigh
