@@ -13,6 +13,7 @@ from shampoo_fn.lift import norms_of_stack
 from shampoo_fn.symmetric import unpacked
 from shampoo_fn.tree import flatten
 from shampoo_optim.chunks import owners
+from shampoo_optim.groups import real
 from shampoo_optim.shampoo import Shampoo
 from shampoo_optim.stepping import blocks_of
 from shampoo_optim.storage import Storage
@@ -120,8 +121,9 @@ def _graft_ratios(storage: Storage, *, maximize: bool) -> dict[str, float]:
     if any(hasattr(param, "device_mesh") for param in storage.params):
         return {}  # the blocks' gradients are on other ranks
     named = dict(zip(storage.names, storage.params, strict=True))
-    grads = {name: p.grad for name, p in named.items() if p.grad is not None and p.grad.layout is torch.strided}
-    work = unchecked_work(storage, named, grads, maximize=maximize)  # a look at what a step would refuse as well
+    grads = {name: real(p.grad) for name, p in named.items() if p.grad is not None and p.grad.layout is torch.strided}
+    # a look at what a step would refuse as well
+    work = unchecked_work(storage, {name: real(p) for name, p in named.items()}, grads, maximize=maximize)
     ratios: dict[str, float] = {}
     for chunk in work.chunks:
         norms = norms_of_stack(chunk.stack, storage.config, chunk.state, blocks_of(work, chunk))

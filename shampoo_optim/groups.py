@@ -1,4 +1,4 @@
-"""The parameters of groups."""
+"""The parameters of groups, as steps see them."""
 
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
@@ -11,6 +11,13 @@ def first_parameter(groups: Iterable[Mapping[str, Any]]) -> Tensor:
     """Some parameter: the first of the first group that has any."""
     found: Tensor = next(param for group in groups for param in group["params"])
     return found
+
+
+def real(tensor: Tensor) -> Tensor:
+    """A complex parameter or gradient [...] as the view [..., 2] of its real and imaginary parts; any other as it is."""
+    if not tensor.is_complex() or tensor.layout != torch.strided:
+        return tensor
+    return torch.view_as_real(tensor.resolve_conj())
 
 
 def params_of(groups: Iterable[Mapping[str, Any]]) -> Iterator[Any]:

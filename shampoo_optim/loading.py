@@ -10,6 +10,7 @@ from shampoo_fn import Config, init_state
 from shampoo_fn.layout import layout
 from shampoo_optim.configuration import configured
 from shampoo_optim.entries import Entries, as_tensor, check_entries, entries
+from shampoo_optim.groups import real
 from shampoo_optim.naming import parameter_name
 from shampoo_optim.options import DEFAULTS, NO_CONFIG, plain
 from shampoo_optim.structure import values
@@ -61,7 +62,9 @@ def check_states(groups: Sequence[Mapping[str, Any]], states: Mapping[Tensor, An
     for number, group in enumerate(groups):
         stateful = {parameter_name(groups, number, i): (p, states[p]) for i, p in enumerate(group["params"]) if states.get(p)}
         if stateful:
-            shapes = {name: torch.empty(param.shape, dtype=param.dtype, device="meta") for name, (param, _) in stateful.items()}
+            shapes = {
+                name: real(torch.empty(param.shape, dtype=param.dtype, device="meta")) for name, (param, _) in stateful.items()
+            }
             wanted = fitting(shapes, configured(group, base, values(group)))
             for name, (_, given) in stateful.items():
                 check_entries(name, given, wanted[name], "the checkpoint")

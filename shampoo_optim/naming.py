@@ -1,6 +1,7 @@
 """Readable names: of parameters, and of the tensors of a state, `momentum` for `links.momentum.velocity`."""
 
 import re
+import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -24,6 +25,24 @@ def parameter_name(groups: Sequence[Mapping[str, Any]], number: int, index: int)
     if any(name in group.get("param_names", ()) for group in groups[:number]):
         return f"{number}.{index}.{name}"
     return str(name) if names.index(name) == index else f"{index}.{name}"
+
+
+def warn_of_embedding(group: Mapping[str, Any], number: int) -> None:
+    """Say so if parameters without names, by which embeddings and output heads are known, look as if there were one.
+
+    A vocabulary is long, and much longer than a model is wide; no other matrix of a common model is (fused gates: 11 times).
+    """
+    for place, param in enumerate(() if group.get("param_names") else group["params"]):
+        short, long = sorted(param.shape) if param.dim() == 2 else (0, 0)
+        if 128 <= short <= long / 12 and long >= 8192:
+            warnings.warn(
+                f"Shampoo knows embeddings and output heads by their names, and parameter {place} of group {number}, of shape "
+                f"{tuple(param.shape)} and likely to be one, has none: pass model.named_parameters(), or say which take the "
+                "diagonal method: diagonal='*' in a group of their own, diagonal=() for none",
+                UserWarning,
+                stacklevel=5,  # the line that makes the optimizer
+            )
+            return
 
 
 def readable(paths: Iterable[str]) -> dict[str, str]:

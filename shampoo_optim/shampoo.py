@@ -15,6 +15,7 @@ from shampoo_optim.configuration import configured, initial_rate
 from shampoo_optim.groups import params_of
 from shampoo_optim.loading import complete, loaded_groups, loaded_state
 from shampoo_optim.migrate import options_like
+from shampoo_optim.naming import warn_of_embedding
 from shampoo_optim.options import DEFAULTS, NO_CONFIG, Options, plain
 from shampoo_optim.placement import Distribution, Local, Placement
 from shampoo_optim.settling import settled
@@ -42,9 +43,11 @@ class Shampoo(Optimizer):
 
     Pass `model.named_parameters()`, not `model.parameters()`: embeddings and output heads, which do better by the diagonal
     method, are found by their names alone (the globs of `diagonal`). Without names they get Kronecker factors like any other
-    matrix, and nothing says so; then give them a group of their own: `{"params": [model.embed.weight], "diagonal": "*"}`.
+    matrix, and a warning where the shape gives one away; then give them a group of their own:
+    `{"params": [model.embed.weight], "diagonal": "*"}`.
 
-    `state[p]` is a dict of named tensors, see `entries.py`. ValueErrors tell the option's name, value and what is allowed.
+    A complex parameter [...] takes the steps of the real one [..., 2] of its parts. `state[p]` is a dict of named tensors, see
+    `entries.py`. ValueErrors tell the option's name, value and what is allowed.
     """
 
     def __init__(
@@ -93,6 +96,8 @@ class Shampoo(Optimizer):
         except Exception:
             self.param_groups.pop()
             raise
+        if group.get("diagonal") == DEFAULTS["diagonal"]:
+            warn_of_embedding(group, len(self.param_groups) - 1)
 
     @overload
     def step(self, closure: None = None) -> None: ...

@@ -21,6 +21,7 @@ from shampoo_fn.tree import flatten, leaves
 from shampoo_optim.chunks import Chunk, chunks, limit_of, mark_batch, tiles
 from shampoo_optim.configuration import backend, configured, precision
 from shampoo_optim.entries import as_tensor, check_entries, entries
+from shampoo_optim.groups import real
 from shampoo_optim.structure import Dials, Structure, constant, values
 
 Begin = Callable[[Mapping[str, Tensor], Config], tuple[Layout, State]]
@@ -65,7 +66,8 @@ class Storage:
         self.graphs: dict[str, Any] = {}  # by stack, see `walks.py`
         self.dials = _dials(group, self.params[0].device)
         self.config = configured(group, base, self.dials)
-        self.plan, self.state = begin(params, self.config)
+        reals = {name: real(param) for name, param in params.items()}
+        self.plan, self.state = begin(reals, self.config)
         self.descriptions = [_description(param) for param in self.params]
         self._adopt(states)
         # steps on the host where reading them each time would wait for the device; None where they cannot be read at all
@@ -76,7 +78,7 @@ class Storage:
         self.own = is_of_package(self.config.transform) and None not in self.counts.values()
         held = sum(leaf.nbytes for leaf in leaves(self.state.stacks))
         self.limit = limit_of(held, compiled=self.backend is not None, device=self.params[0].device)
-        shapes = {name: tuple(param.shape) for name, param in params.items()}
+        shapes = {name: tuple(param.shape) for name, param in reals.items()}
         # a tile's gradients are a view, those of a chunk of several a copy: in graphs a temporary more beside three
         limit = self.limit if self.backend is None else self.limit * 5 // 4
         self._tiles = [tiles(stack, self.plan.merged, shapes, limit) for stack in self.plan.stacks]

@@ -6,6 +6,7 @@ from typing import NamedTuple, Protocol
 from torch import Tensor
 
 from shampoo_optim.chunks import Chunk, gathered
+from shampoo_optim.groups import real
 from shampoo_optim.storage import Storage
 from shampoo_optim.writing import Writer
 
@@ -51,8 +52,8 @@ class Work(NamedTuple):
 def local_work(storage: Storage, params: Sequence[Tensor], *, maximize: bool) -> Work:
     """The step of these parameters, one for each of the storage's names, here."""
     named = dict(zip(storage.names, params, strict=True))
-    grads = {name: param.grad for name, param in named.items() if param.grad is not None}
-    return work_on(storage, named, grads, maximize=maximize)
+    grads = {name: real(param.grad) for name, param in named.items() if param.grad is not None}
+    return work_on(storage, {name: real(param) for name, param in named.items()}, grads, maximize=maximize)
 
 
 def work_on(storage: Storage, named: Mapping[str, Tensor], grads: Mapping[str, Tensor], *, maximize: bool) -> Work:

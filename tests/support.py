@@ -17,7 +17,8 @@ SHAPES = {"first": (6, 4), "second": (6, 4), "kernel": (3, 2, 2, 2), "bias": (5,
 def randn(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float64) -> Tensor:
     """Normal numbers from a generator of their own."""
     generator = torch.Generator().manual_seed(seed)
-    return torch.randn(shape, generator=generator, dtype=torch.float64).to(dtype)
+    wide = torch.complex128 if dtype.is_complex else torch.float64
+    return torch.randn(shape, generator=generator, dtype=wide).to(dtype)
 
 
 def model(dtype: torch.dtype = torch.float64, shapes: Mapping[str, tuple[int, ...]] = SHAPES, seed: int = 0) -> Tensors:

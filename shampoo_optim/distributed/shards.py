@@ -20,13 +20,19 @@ from shampoo_optim.storage import Storage
 
 
 def mesh_of(groups: Groups) -> DeviceMesh:
-    """The mesh of all parameters. TypeError, naming the parameter, for one that is not sharded along dimension 0 over it."""
+    """The mesh of all parameters. TypeError, naming the parameter, for a complex one, or one that
+    is not sharded along dimension 0 over it."""
     mesh: DeviceMesh | None = None
     for number in range(len(groups)):
         for name, param in named(groups, number).items():
             if not isinstance(param, DTensor):
                 raise TypeError(
                     f"parameter {name!r} is not a DTensor: FullySharded is for parameters of fully_shard(model) alone"
+                )
+            if param.is_complex():
+                raise TypeError(
+                    f"parameter {name!r} is complex ({param.dtype}): FullySharded takes real ones; keep "
+                    "torch.view_as_real of it as the module's parameter, and make it complex where it is used"
                 )
             mesh = mesh or param.device_mesh
             wanted = (*[Replicate()] * (mesh.ndim - 1), Shard(0))

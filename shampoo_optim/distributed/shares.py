@@ -17,6 +17,7 @@ from shampoo_optim.configuration import configured
 from shampoo_optim.distributed.checkpoint import entries_of, kept, shown
 from shampoo_optim.distributed.ownership import Ownership, owned
 from shampoo_optim.distributed.peers import Peers
+from shampoo_optim.groups import real
 from shampoo_optim.loading import check_states
 from shampoo_optim.naming import parameter_name
 from shampoo_optim.placement import Groups, States
@@ -93,6 +94,7 @@ def templates(groups: Groups, number: int) -> dict[str, Tensor]:
 
 def template(param: Tensor) -> Tensor:
     """An empty tensor `(0, *shape)` that tells a parameter's shape, dtype and device."""
+    param = real(param)
     return torch.empty((0, *param.shape), dtype=param.dtype, device=param.device)
 
 

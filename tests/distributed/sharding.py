@@ -52,6 +52,7 @@ CASES = {
     "float32": Case(),
     "float64": Case(dtype=torch.float64),
     "bfloat16": Case(dtype=torch.bfloat16),
+    "complex64": Case(dtype=torch.complex64),
     "defaults": Case({"lr": 0.1}),
     "maximize": Case(MANY | {"maximize": True}),
     "absent": Case(absent={"first": (2,), "second": (0, 1, 2), "bias": tuple(range(6))}),

@@ -168,11 +168,13 @@ def wrong_modes() -> list[str]:
         with pytest.raises(TypeError) as caught:
             Shampoo(module.named_parameters(), distributed=distributed).step()
         said.append(str(caught.value))
-    module = model_for("sharded")
-    give(module, grads_for(parameters(shapes=SHAPES), 1)[0])
-    with pytest.raises(TypeError) as caught:
-        Shampoo(module.named_parameters(), distributed=FullySharded("exact")).step()
-    return [*said, str(caught.value)]
+    for mode, dtype in (("sharded", torch.float32), ("exact", torch.complex64)):
+        module = model_for(mode, dtype)
+        give(module, grads_for(parameters(dtype, SHAPES), 1)[0])
+        with pytest.raises(TypeError) as caught:
+            Shampoo(module.named_parameters(), distributed=FullySharded("exact")).step()
+        said.append(str(caught.value))
+    return said
 
 
 def uncut_alone() -> str:
@@ -218,6 +220,7 @@ def test_ranks_that_differ() -> None:
         assert "FullySharded('exact')" in text
         assert "FullySharded('local')" in text
     assert "parameter 'first' is not a DTensor" in wrong[3]
+    assert "parameter 'first' is complex (torch.complex64)" in wrong[4]
     assert "the step failed on rank 1: TypeError: gradient 'second' is a Tensor, its parameter a DTensor" in plain
     assert kept
     assert alone.startswith("gradient 'second' is a Tensor, its parameter a DTensor")

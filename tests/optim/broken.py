@@ -47,6 +47,10 @@ def fill_missing(self: Any) -> None:
     every(self, lambda p: setattr(p, "grad", torch.zeros_like(p) if p.grad is None else p.grad))
 
 
+def turns_waves(self: Any) -> None:
+    every(self, lambda p: p.is_complex() and p.copy_(p.conj().resolve_conj()))
+
+
 def scaled(factor: float) -> Callable[[Any], None]:
     return lambda o: every(o, lambda p: p.grad is not None and p.grad.mul_(factor))
 
@@ -297,6 +301,7 @@ BROKEN: dict[str, type[Shampoo]] = {
     "every_floating_dtype": broken("SkipsHalf", step=stepping(no_default_dtypes)),
     "strides_do_not_matter": broken("ContiguousOnly", step=stepping(contiguous_only)),
     "no_dimension_and_no_element": broken("SkipsSmall", step=stepping(no_small_ones)),
+    "complex_parameters_are_their_parts": broken("TurnsWaves", step=stepping(after=turns_waves)),
     "data_may_be_replaced": broken("RestoresData", step=stepping(restores_data)),
     "meta_parameters_materialise_later": broken("ReadsParameters", __init__=reads_parameters),
     "the_parameters_of_a_group_may_be_swapped": broken(

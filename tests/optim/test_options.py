@@ -4,6 +4,7 @@ import copy
 import gc
 import io
 import pickle
+import warnings
 import weakref
 from collections.abc import Callable
 from typing import Any
@@ -375,3 +376,16 @@ def test_a_config_says_everything_but_lr() -> None:
     }
     with pytest.raises(TypeError, match="the config says it"):
         Shampoo(params, config=shampoo(), momentum=0.9)
+
+
+def test_a_nameless_parameter_that_looks_like_an_embedding_is_warned_of() -> None:
+    vocabulary, gates = (torch.nn.Parameter(torch.empty(shape, device="meta")) for shape in ((8192, 512), (37888, 3584)))
+    with pytest.warns(UserWarning, match=r"parameter 1 of group 0, of shape \(8192, 512\).*named_parameters") as said:
+        Shampoo([gates, vocabulary])
+    assert said[0].filename == __file__
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        Shampoo([("anything", vocabulary)])
+        Shampoo([gates])
+        Shampoo([vocabulary], diagonal=())
+        Shampoo([{"params": [vocabulary], "diagonal": "*"}, {"params": [gates]}])

@@ -122,17 +122,22 @@ def test_nothing_of_its_own_on_the_optimizer() -> None:
         assert copied.defaults == optimizer.defaults
 
 
-def test_sparse_and_complex_gradients_are_refused_by_name() -> None:
+def test_sparse_gradients_are_refused_by_name() -> None:
     param = Parameter(torch.ones(3, 2))
     optimizer = Shampoo([("embedding", param)])
     param.grad = torch.eye(3, 2).to_sparse()
     with pytest.raises(TypeError, match=r"'embedding' has layout torch.sparse_coo"):
         optimizer.step()
-    twisted = Parameter(torch.ones(3, 2, dtype=torch.complex64))
-    optimizer = Shampoo([("wave", twisted)])
-    twisted.grad = torch.ones_like(twisted)
-    with pytest.raises(TypeError, match="'wave' is complex"):
-        optimizer.step()
+
+
+def test_a_gradient_may_be_a_view_of_its_conjugates() -> None:
+    waves = [Parameter(torch.ones(3, 2, dtype=torch.complex64)) for _ in range(2)]
+    grad = torch.view_as_complex(torch.arange(12.0).view(3, 2, 2))
+    for wave, given in zip(waves, (grad.conj(), grad.conj().resolve_conj()), strict=True):
+        wave.grad = given
+        Shampoo([wave]).step()
+    assert grad.conj().is_conj()
+    assert torch.equal(*waves)
 
 
 def test_a_failed_factor_raises_by_name(monkeypatch: pytest.MonkeyPatch) -> None:

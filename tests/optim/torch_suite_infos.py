@@ -63,7 +63,6 @@ def _errors(device: str, dtype: torch.dtype) -> list[Any]:
         wrong("momentum=1.0: must be", one, momentum=1.0),
         wrong("grafting_type='SDG': must be", one, grafting_type="SDG"),
         wrong("unknown option 'lrr'", one, lrr=0.1),
-        _at_the_step("is complex.*view_as_real", torch.ones(2, dtype=torch.complex64), torch.ones(2, dtype=torch.complex64)),
         _at_the_step("only dense tensors", torch.ones(2, 2), torch.eye(2).to_sparse()),
     ]
 
@@ -82,6 +81,5 @@ SHAMPOO = theirs.OptimizerInfo(
     optim_error_inputs_func=_errors,
     supported_impls=(),  # none of foreach, fused, differentiable
     not_og_supported_flags=("maximize",),
-    supports_complex=False,
 )
 ADAMW = next(info for info in theirs.optim_db if info.optim_cls is torch.optim.AdamW)

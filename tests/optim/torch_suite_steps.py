@@ -133,6 +133,23 @@ def zero_gradients_move_nothing(kind: type[Optimizer], kwargs: Kwargs) -> None:
     assert torch.equal(param, was)
 
 
+@as_in("test_complex")
+def a_complex_parameter_is_its_parts(kind: type[Optimizer], kwargs: Kwargs) -> None:
+    # the last one is real: both kinds may be mixed
+    waves = [torch.randn(*shape, dtype=dtype) for shape, dtype in (((10, 5), torch.complex64), ((10,), torch.complex64))]
+    mixed = [Parameter(value) for value in (*waves, torch.randn(10, 5))]
+    real = [Parameter((torch.view_as_real(p) if p.is_complex() else p).detach().clone()) for p in mixed]
+    optimizers = kind(mixed, **copy.deepcopy(kwargs)), kind(real, **copy.deepcopy(kwargs))
+    for _ in range(3):
+        for whole, parts in zip(mixed, real, strict=True):
+            whole.grad = torch.randn_like(whole)
+            parts.grad = (torch.view_as_real(whole.grad) if whole.is_complex() else whole.grad).clone()
+        for optimizer in optimizers:
+            optimizer.step()
+        for whole, parts in zip(mixed, real, strict=True):
+            torch.testing.assert_close(torch.view_as_real(whole) if whole.is_complex() else whole, parts)
+
+
 @as_in("test_optimizer_can_be_printed")
 def it_prints(kind: type[Optimizer], kwargs: Kwargs) -> None:
     text = repr(kind([torch.randn(2, 3)], **kwargs))

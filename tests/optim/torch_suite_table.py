@@ -11,8 +11,7 @@ IN_THE_CONTRACT = {
 
 NOT_APPLICABLE = {
     "test_rosenbrock_sparse": "for optimizers that take sparse gradients; they are refused by name (test_errors)",
-    "test_complex": "for optimizers that take complex parameters; they are refused with what to pass instead (test_errors)",
-    "test_complex_2d": "as test_complex",
+    "test_complex_2d": "for methods that look at each number alone: compares with the parts in tensors of their own",
     "test_adamw_serialization": "of a key that AdamW and Adam share",
     "test_second_order_optims_return_consistent_types": "for optimizers whose step requires a closure",
     "test_foreach_large_tensor": "of the kernels behind foreach",

@@ -1,5 +1,7 @@
 """Parameters of every kind."""
 
+from copy import deepcopy
+
 import torch
 from torch.nn import Parameter
 
@@ -44,6 +46,29 @@ def no_dimension_and_no_element(make: Make) -> None:
     for shape in ((0,), (0, 3), (3, 0, 2)):
         assert one(make, torch.zeros(shape)).shape == shape
     assert one(make, torch.ones(1, 1, 3, 1)).ne(1).all()
+
+
+@check
+def complex_parameters_are_their_parts(make: Make) -> None:
+    waves = [torch.view_as_complex(randn(*shape, 2, seed=len(shape)).float()) for shape in ((6, 4), (5,), (), (2, 3, 4))]
+    twins = [torch.view_as_real(wave).clone() for wave in waves]
+    waves[0] = waves[0].t().contiguous().t()
+    params, parts = ([Parameter(value) for value in values] for values in (waves, twins))
+    optimizer, other = make(params, lr=0.1, weight_decay=0.1), make(parts, lr=0.1, weight_decay=0.1)
+    for t in range(4):
+        for param, part in zip(params, parts, strict=True):
+            part.grad = randn(*part.shape, seed=t).float()
+            param.grad = torch.view_as_complex(part.grad)
+        optimizer.step()
+        other.step()
+    assert all(param.dtype == torch.complex64 for param in params)
+    assert all(torch.equal(torch.view_as_real(param), part) for param, part in zip(params, parts, strict=True))
+    fresh = make([Parameter(param.detach().clone()) for param in params])
+    fresh.load_state_dict(deepcopy(optimizer.state_dict()))
+    for param, group in ((params[0], optimizer), (fresh.param_groups[0]["params"][0], fresh)):
+        param.grad = torch.ones_like(param)
+        group.step()
+    assert torch.equal(params[0], fresh.param_groups[0]["params"][0])
 
 
 @check
