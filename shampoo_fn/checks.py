@@ -95,8 +95,8 @@ def check_failures(plan: Layout, state: State, config: Config, names: Collection
         return
     raise RuntimeError(
         f"parameter {owner!r}: the inverse root of {path.removesuffix('.failures')} failed {times} times in a row, "
-        f"with its ridge raised each time; the last good root is still in use. Look at the factor, raise relative_epsilon, "
-        f"or raise the config's max_root_failures={config.max_root_failures}"
+        "with its ridge raised up to a million times; the last good root is still in use. Look at the factor, raise "
+        f"relative_epsilon, or raise the config's max_root_failures={config.max_root_failures}"
     )
 
 

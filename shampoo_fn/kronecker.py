@@ -21,6 +21,7 @@ from shampoo_fn.modes import FULL, ModeOptions, ModePlan, check_exponent, check_
 from shampoo_fn.preconditioner import Preconditioner, RootState
 from shampoo_fn.products import product
 from shampoo_fn.roots.auto import Auto
+from shampoo_fn.roots.ridge import negligible
 from shampoo_fn.roots.solver import Roots, Solver
 from shampoo_fn.symmetric import packed, unpacked
 from shampoo_fn.transform import (
@@ -55,7 +56,8 @@ class Kronecker(Preconditioner):
     second of size 49 at most: a convolution's pixels); or a mapping from order to one of these per mode.
     max_full_dim: a mode larger than this gets a diagonal factor.
     solver: how roots are taken, and the ridge. factor_dtype: of the factors, None for the block's, at least float32.
-    root_dtype: of the stored roots, None for the factors'. bias_correction: divide factors by 1 - beta2^t.
+    root_dtype: of the stored roots, None for the block's, in which they are used; never wider than that.
+    bias_correction: divide factors by 1 - beta2^t.
     packed: keep factors and roots, which are symmetric, in half the memory (see `symmetric.py`).
     """
 
@@ -89,6 +91,7 @@ class Kronecker(Preconditioner):
 
     def init(self, param: Tensor) -> KroneckerState:
         dtype = self.factor_dtype or param.dtype
+        root_dtype = param.dtype if self.root_dtype in (None, torch.float64) else self.root_dtype
         factors: dict[str, Tensor] = {}
         roots: dict[str, RootState] = {}
         for mode, plan in self.modes(tuple(param.shape)).items():
@@ -96,7 +99,7 @@ class Kronecker(Preconditioner):
             kept = self._kept(identity)
             factors[mode] = torch.zeros(kept.shape, dtype=dtype, device=param.device)
             roots[mode] = RootState(
-                inverse_root=kept.to(self.root_dtype or dtype),
+                inverse_root=kept.to(root_dtype),
                 residual=torch.zeros((), dtype=torch.float32, device=param.device),
                 failures=torch.zeros((), dtype=torch.int64, device=param.device),
                 boost=torch.ones((), dtype=torch.float32, device=param.device),
@@ -119,8 +122,10 @@ class Kronecker(Preconditioner):
         correction: Any = 1.0
         if self.bias_correction and state.factors:
             correction = bias_correction(self.beta2, clock, next(iter(state.factors.values())).dtype)
-        factors = {mode: self._whole(factor / correction) for mode, factor in state.factors.items()}
-        return {mode: Request(factor, state.roots[mode].boost) for mode, factor in factors.items()}
+        return {
+            mode: Request(self._whole(usable_in(root.inverse_root.dtype, state.factors[mode] / correction)), root.boost)
+            for mode, root in state.roots.items()
+        }
 
     def install(self, state: KroneckerState, solved: dict[str, Roots], clock: Clock) -> KroneckerState:
         new = {mode: replaced(found, roots=self._kept(found.roots)) for mode, found in solved.items()}
@@ -144,6 +149,14 @@ class Kronecker(Preconditioner):
         return unpacked(kept) if self.packed and kept.dim() == 2 else kept
 
 
+def usable_in(dtype: torch.dtype, factor: Tensor) -> Tensor:
+    """The factor, or zero where it is so small that its roots would overflow a dtype that has a smaller range."""
+    limit = negligible(dtype)
+    if limit <= negligible(factor.dtype):  # the solver has a look itself
+        return factor
+    return torch.where(factor.abs().amax() <= limit, 0.0, factor)
+
+
 def unfold(tensor: Tensor, mode: int) -> Tensor:
     """The mode-k unfolding [n_k, numel / n_k]; a view for both modes of a matrix."""
     return tensor.movedim(mode, 0).reshape(tensor.shape[mode], -1)
@@ -161,11 +174,14 @@ def contracted(tensor: Tensor, root: Tensor | None) -> Tensor:
 
 def accepted(old: RootState, new: Roots, clock: Clock) -> RootState:
     """The new root if its residual is good, else the old one with a larger ridge next time; `old` where not alive."""
+    kept = new.roots.to(old.inverse_root.dtype)
     good = new.residuals < LARGEST_RESIDUAL
+    if kept.dtype != new.roots.dtype:
+        good = good & (kept.abs().amax() < torch.inf)
     boost = torch.where(good, (old.boost / 10).clamp_min(1.0), (old.boost * 10).clamp_max(LARGEST_BOOST))
     counts = new.residuals.to(old.residual.dtype), torch.where(good, 0, old.failures + 1), boost
     before = old.residual, old.failures, old.boost
     alive = clock.certain or clock.alive
     # one choice between the two roots for both reasons: each is another pass over matrices that are no longer in the cache
-    root = torch.where(good & clock.alive, new.roots.to(old.inverse_root.dtype), old.inverse_root)
+    root = torch.where(good & clock.alive, kept, old.inverse_root)
     return RootState(root, *(chosen(alive, now, then) for now, then in zip(counts, before, strict=True)))

@@ -7,6 +7,7 @@ number that threads started later begin with. Both are put back, even after an e
 so callers take turns (they would compete for the same cores); a foreign thread that first uses torch in between keeps one.
 """
 
+import os
 import time
 from collections.abc import Callable, Sequence
 from queue import Empty, SimpleQueue
@@ -17,6 +18,17 @@ import torch
 TURN = Lock()
 LONGEST_START = 0.5  # seconds that a new thread may take to run
 _HERE = local()  # `member`: whether this thread works in a crew at the moment
+
+
+def _after_fork() -> None:
+    """In a child process, which has no other threads any more: one of them may have had its turn, and never ends it."""
+    global TURN
+    TURN = Lock()
+    _HERE.member = False
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork)
 
 
 def most_threads() -> int:

@@ -78,7 +78,8 @@ class Eigh(Solver):
         halves = power(eigenvalues, -exponent / 2)[:, None, :]
         if self.exact_derivative:
             roots = symmetric(gram(eigenvectors * halves))
-            return linearised(roots, problem.matrices, eigenvalues, eigenvectors, exponent), lift
+            moved = problem.matrices if lift is None else _lifted(problem.matrices, lift, eigenvectors)
+            return linearised(roots, moved, eigenvalues, eigenvectors, exponent), lift
         return symmetric(gram(times(eigenvectors, halves))), lift
 
 
@@ -89,8 +90,14 @@ def eigendecomposition(matrices: Tensor) -> tuple[Tensor, Tensor]:
     try:
         return _eigh(matrices)
     except LinAlgError:
-        pairs = [_eigh_or_nan(matrix) for matrix in matrices]
-        return torch.stack([values for values, _ in pairs]), torch.stack([vectors for _, vectors in pairs])
+        return _one_by_one(_eigh_or_nan, matrices)
+
+
+def _lifted(matrices: Tensor, lift: Tensor, eigenvectors: Tensor) -> Tensor:
+    """The matrices, with the derivative of what is lifted by `lift` [batch, 1]: the least eigenvalue, `q^T A q`, stays."""
+    least = eigenvectors[:, :, :1]
+    moved = (least.mT @ (matrices - matrices.detach()) @ least)[..., 0]
+    return matrices - torch.diag_embed(torch.where(lift > 0, moved, 0.0).expand(eigenvectors.shape[:-1]))
 
 
 def _is_large(matrices: Tensor) -> bool:
@@ -113,7 +120,7 @@ def _eigh_or_nan(matrix: Tensor) -> tuple[Tensor, Tensor]:
     try:
         return _eigh(matrix)
     except LinAlgError:
-        return torch.full_like(matrix[0], torch.nan), torch.full_like(matrix, torch.nan)
+        return torch.full_like(matrix[:, 0], torch.nan), torch.full_like(matrix, torch.nan)
 
 
 def _eigh(matrices: Tensor) -> tuple[Tensor, Tensor]:
@@ -121,8 +128,13 @@ def _eigh(matrices: Tensor) -> tuple[Tensor, Tensor]:
     # triangle faster than a lower one: 6 to 15 % of the whole in float64 (one thread, n = 64 to 512).
     if matrices.shape[-1] % 2 and len(matrices) > 1 and matrices.device.type == "cpu" and not is_traced(matrices):
         # MKL's eigenvectors depend on where a matrix begins, as products do (`products.py`): each has a tensor of its own
-        pairs = [_eigh(matrix) for matrix in matrices.split(1)]
-        values, vectors = (torch.cat(parts) for parts in zip(*[(w, q.mT) for w, q in pairs], strict=True))
-        return values, vectors.mT
+        return _one_by_one(_eigh, matrices)
     values, vectors = torch.linalg.eigh(matrices.mT, UPLO="U")
     return values, vectors
+
+
+def _one_by_one(decomposed: Decomposition, matrices: Tensor) -> tuple[Tensor, Tensor]:
+    """The same of each matrix alone, with columns next to each other in memory as LAPACK leaves them."""
+    pairs = [decomposed(matrix) for matrix in matrices.split(1)]
+    values, vectors = (torch.cat(parts) for parts in zip(*[(w, q.mT) for w, q in pairs], strict=True))
+    return values, vectors.mT

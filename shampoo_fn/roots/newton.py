@@ -61,19 +61,22 @@ class CoupledNewton(Solver):
             new_root = root @ factor
             new_coupled = torch.linalg.matrix_power(factor, p) @ coupled
             new_error = _distance(new_coupled, identity)
-            # M may first move away from I (by less than a factor p); NaN and true growth are refused
-            better = ((new_error < error) | (error > self.tolerance)) & (new_error < 2 * p)
+            # M may first move away from I (by less than a factor p); NaN and true growth are refused. Equality is a step too:
+            # a matrix that is the identity at once (p = 1) has a derivative
+            better = ((new_error <= error) | (error > self.tolerance)) & (new_error < 2 * p)
             keep = better[:, None, None]
             root, coupled = torch.where(keep, new_root, root), torch.where(keep, new_coupled, coupled)
             error = torch.where(better, new_error, error)
         return symmetric(root)
 
     def _iterations(self, p: int) -> int:
-        # an eigenvalue m << 1 of M grows by ((p+1)/p)^p per iteration, and the ridge bounds how small it starts;
+        # an eigenvalue m << 1 of M grows by ((p+1)/p)^p per iteration, and the ridge, or p, bounds how small it starts;
         # from about 1/2 on convergence is quadratic: 8 more reach rounding
         if self.relative_epsilon == 0:
             return self.max_iterations
-        decades = math.log(1 / self.relative_epsilon) + math.log(2)
+        after_ridge = self.relative_epsilon / 2
+        after_first = ((p + 1) / (2 * p)) ** p * (p + 1) / 2  # where the largest eigenvalue, (p + 1) / 2 of M, falls at once
+        decades = -math.log(min(after_ridge, after_first))
         return min(self.max_iterations, max(0, math.ceil(decades / (p * math.log((p + 1) / p)))) + 8)
 
 

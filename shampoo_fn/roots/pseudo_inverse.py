@@ -19,7 +19,8 @@ class PseudoInverse(Solver):
     """Inverse roots of the eigenvalues above a cutoff, zero for the rest.
 
     `X = sum over w_i > c of w_i^(-e) q_i q_i^T` with `c = rank_tolerance * w_max`, after the ridge (none by default; a boost
-    after a failed root raises the cutoff). A zero matrix gives the identity. Matrices [batch, n, n], work in `dtype`.
+    after a failed root raises the cutoff, up to half of w_max). A zero matrix gives the identity. Matrices [batch, n, n], work
+    in `dtype`.
     """
 
     relative_epsilon: float = 0.0
@@ -66,7 +67,8 @@ class PseudoInverse(Solver):
 
     def _cutoff(self, largest: Tensor, boost: Tensor | None) -> Tensor:
         cutoff = self.rank_tolerance * largest
-        return cutoff if boost is None else cutoff * boost.to(cutoff.dtype)[:, None]
+        # whatever the boost: without the largest eigenvalue nothing is left, and nothing has no residual
+        return cutoff if boost is None else torch.minimum(cutoff * boost.to(cutoff.dtype)[:, None], largest / 2)
 
 
 def _decomposition_error(matrices: Tensor, eigenvalues: Tensor, eigenvectors: Tensor) -> Tensor:

@@ -8,8 +8,9 @@ relative to the matrix, measured by
 
 (both norms bound the spectral radius of a symmetric matrix from above; no power iteration is needed).
 
-Everything is computed on `A / 2^k`, with `2^k` the power of two just above `max |a_ij|`: the division is exact, entries of
-1e-30 or 1e30 neither underflow nor overflow when squared, and the roots of `A` and `4 A` are the same bits up to a scale.
+Everything is computed on `A / 2^k`, with `2^k` the greatest power of two up to `max |a_ij|`: the division is exact, entries of
+1e-30 or 1e30 neither underflow nor overflow when squared, and the roots of `A` and `4 A` are the same bits up to a scale. (The
+power of two above would not exist for the largest numbers of a dtype.)
 """
 
 from typing import NamedTuple
@@ -47,12 +48,12 @@ def magnitude(matrices: Tensor) -> Tensor:
     return torch.maximum(matrices.amax((-2, -1)), -matrices.amin((-2, -1)))
 
 
-def power_of_two_above(magnitude: Tensor) -> Tensor:
-    """The least power of two above each entry, exactly; one for zero. Carries no gradient."""
+def power_of_two_below(magnitude: Tensor) -> Tensor:
+    """The greatest power of two that is no larger than each entry, exactly; one for zero. Carries no gradient."""
     magnitude = magnitude.detach()
     # magnitude = mantissa * 2^k with mantissa in [1/2, 1): the quotient of the two is exact
-    positive = torch.where(magnitude > 0, magnitude, 0.5)
-    return positive / torch.frexp(positive).mantissa
+    positive = torch.where(magnitude > 0, magnitude, 1.0)
+    return positive / (2 * torch.frexp(positive).mantissa)
 
 
 def spectral_bound(matrices: Tensor) -> Tensor:
@@ -117,7 +118,7 @@ def add_ridge(
     largest = magnitude(matrices).to(dtype)
     finite, zero = largest < torch.inf, largest <= negligible(given, dtype)
     usable = finite & ~zero
-    scale = power_of_two_above(torch.where(usable, largest, 0.0))
+    scale = power_of_two_below(torch.where(usable, largest, 0.0))
     # the reciprocal of a power of two is exact, and a product takes a third of the time of a quotient
     scaled = zero_unless(usable, matrices, looking=looking).to(dtype, copy=True).mul_((1 / scale)[:, None, None])
     size = spectral_bound(scaled)
@@ -141,7 +142,7 @@ def scale_of_diagonal(diagonals: Tensor) -> tuple[Tensor, Tensor]:
     """Whether diagonals [batch, n] count as more than zero, and the power of two to divide them by, both [batch, 1]."""
     largest = diagonals.amax(-1, keepdim=True)
     usable = ~(largest <= negligible(diagonals.dtype))  # a NaN is not zero
-    return usable, power_of_two_above(torch.where(usable, largest, 0.0))
+    return usable, power_of_two_below(torch.where(usable, largest, 0.0))
 
 
 def ridged_diagonal(

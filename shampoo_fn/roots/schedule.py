@@ -28,7 +28,7 @@ Steps = tuple[tuple[float, ...], ...]
 
 @constant_result
 def schedule(p: int, low: float, cushion: float, tolerance: float) -> Steps:
-    """Coefficients of each step's polynomial, such that `|m^(1/p) x - 1| <= tolerance / p` for the product x of all."""
+    """Coefficients of each step's polynomial, such that `|m x^p - 1| <= tolerance` for the product x of all."""
     return _search(p, low, cushion, tolerance)
 
 
@@ -51,7 +51,7 @@ def _search(p: int, low: float, cushion: float, tolerance: float) -> Steps:
                 candidates.append((low_after, (*steps, step)))
         low_best, steps_best = reached[cost] = max(candidates, key=lambda pair: pair[0])
         end = low_best ** (1 / p)
-        if steps_best and p * (1 - end) / (1 + end) <= tolerance:
+        if steps_best and (2 / (1 + end)) ** p - 1 <= tolerance:
             # eigenvalues of the whitened matrix lie in [end, 1]^p: centre them about one
             *early, last = steps_best
             return (*early, tuple(c * 2 / (1 + end) for c in last))

@@ -18,7 +18,7 @@ class Roots(NamedTuple):
     """Inverse roots with the evidence that they are roots."""
 
     roots: Tensor  # [batch, n, n], dtype of the matrices given
-    residuals: Tensor  # [batch], relative, see `residual.py`; infinite where no root was found
+    residuals: Tensor  # [batch], of the root before it is rounded to its dtype, see `residual.py`; infinite: no root
 
 
 @dataclass(frozen=True)
@@ -63,8 +63,8 @@ def check_dtype(dtype: torch.dtype | None) -> None:
 
 def check_batch(matrices: Tensor) -> None:
     """Refuse what is no batch of real matrices."""
-    proper = matrices.dim() == 3 and matrices.shape[-1] == matrices.shape[-2] and matrices.is_floating_point()
-    require(proper, "matrices", (matrices.dtype, tuple(matrices.shape)), "real floating-point ones [batch, n, n]")
+    proper = matrices.dim() == 3 and matrices.shape[-1] == matrices.shape[-2] > 0 and matrices.is_floating_point()
+    require(proper, "matrices", (matrices.dtype, tuple(matrices.shape)), "real floating-point ones [batch, n, n], n > 0")
 
 
 def wide_dtype(device: torch.device) -> torch.dtype:

@@ -7,7 +7,7 @@ w = 2^(digits of the format) so that `low` is of the size of `high` and does not
 
 and as products of parts are summed in float32, what is lost is `low_a low_b / w^2`: 2^-22 relative for float16 (11 digits),
 2^-16 for bfloat16 (8 digits). See Ootomo and Yokota 2022, arXiv 2203.03341. Each matrix is first divided by a power of two
-to entries of at most one, which is exact and keeps float16 in range.
+to entries below two, which is exact and keeps float16 in range.
 
 Splitting by hand needs no global flag: `torch.bmm(..., out_dtype=torch.float32)` sums products of halves in float32. (TF32
 would be an alternative, but torch switches it for the whole process only.) Where that call does not exist, on the CPU, the
@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from shampoo_fn.products import product
-from shampoo_fn.roots.ridge import power_of_two_above
+from shampoo_fn.roots.ridge import power_of_two_below
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ class Split:
         return total * (left_scale * right_scale)
 
     def _cut(self, matrices: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        scale = power_of_two_above(matrices.abs().amax((-2, -1)))[:, None, None]
+        scale = power_of_two_below(matrices.abs().amax((-2, -1)))[:, None, None]
         scaled = matrices / scale
         high = scaled.to(self.dtype)
         return high, ((scaled - high.to(torch.float32)) * 2.0**self.digits).to(self.dtype), scale

@@ -113,3 +113,23 @@ def test_solvers_say_whether_they_are_differentiable() -> None:
     assert all(solver.differentiable for solver in DIFFERENTIABLE.values())
     claims = {name for name, solver in SOLVERS.items() if solver.differentiable}
     assert claims == {"coupled newton"}
+
+
+@exponents
+def test_a_lifted_spectrum_has_its_derivative(exponent: float) -> None:
+    solver = Eigh(relative_epsilon=0.0, epsilon=1e-2, exact_derivative=True)
+    matrix = with_spectrum(torch.tensor([-0.1, 0.2, 0.5, 0.5, 1.0, 2.0], dtype=torch.float64))
+    function, direction = loss(solver, exponent), symmetric(2)
+
+    def central(step: float) -> Tensor:
+        return (function(matrix + step * direction) - function(matrix - step * direction)) / (2 * step)
+
+    _, tangent = torch.func.jvp(function, (matrix,), (direction,))
+    torch.testing.assert_close(tangent, (4 * central(1e-5) - central(2e-5)) / 3, rtol=1e-6, atol=1e-7)
+
+
+def test_newton_has_a_derivative_where_it_has_nothing_to_do() -> None:
+    direction = torch.zeros(1, 3, 3, dtype=torch.float64)
+    direction[0, 0, 1] = direction[0, 1, 0] = 1.0
+    _, tangent = torch.func.jvp(lambda m: CoupledNewton()(m, 1.0).roots, (2 * torch.eye(3).double()[None],), (direction,))
+    torch.testing.assert_close(tangent, -direction / 4, rtol=1e-5, atol=1e-9)

@@ -1,11 +1,15 @@
 """Bad input: no exception, nothing non-finite out, an infinite or large residual says so, and the neighbours do not notice."""
 
 import math
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
+from shampoo_fn.roots.eigh import Eigh
+from shampoo_fn.roots.newton import CoupledNewton
+from shampoo_fn.roots.pseudo_inverse import PseudoInverse
 from shampoo_fn.roots.solver import Solver
 from tests.roots.suite import SOLVERS, factors, normal, wishart, with_spectrum
 
@@ -97,3 +101,54 @@ def test_an_empty_batch_is_no_fault(solver: Solver) -> None:
 def test_a_one_by_one_factor(solver: Solver) -> None:
     roots = solver(torch.tensor([[[4.0]], [[1e-20]]]), 1 / 2).roots
     torch.testing.assert_close(roots.flatten(), torch.tensor([0.5, 1e10]), rtol=1e-3, atol=0)
+
+
+@pytest.mark.parametrize("solver", [Eigh(), Eigh(dtype=torch.float32), PseudoInverse()], ids=str)
+@pytest.mark.parametrize("n", [2, 3, 7, 8, 33])
+def test_a_matrix_on_which_lapack_does_not_converge(solver: Solver, n: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    matrices = torch.stack([wishart(n), with_spectrum(torch.linspace(1, 2, n)), wishart(n) + torch.eye(n)]).float()
+    expected, _ = solver(matrices, 1 / 2)
+    working, bad_one = torch.linalg.eigh, matrices[1].double().trace() / matrices[1].double()[0, 0]
+
+    def flaky(given: Tensor, **options: Any) -> Any:
+        traces = given.diagonal(dim1=-2, dim2=-1).sum(-1) / given[..., 0, 0]  # told by what no scale changes
+        if (traces - bad_one).abs().min() < 1e-3:
+            raise torch.linalg.LinAlgError("did not converge")
+        return working(given, **options)
+
+    monkeypatch.setattr(torch.linalg, "eigh", flaky)
+    roots, residuals = solver(matrices, 1 / 2)
+    assert residuals.isinf().tolist() == [False, True, False]
+    assert torch.equal(roots[1], torch.eye(n))
+    assert torch.equal(roots[[0, 2]], expected[[0, 2]])
+
+
+@solvers
+@pytest.mark.parametrize("exponent", [1 / 2, 1 / 4])
+def test_the_largest_numbers_of_a_dtype_are_no_fault(solver: Solver, exponent: float) -> None:
+    matrix = wishart(N).float()[None]
+    matrix = matrix / 2.0 ** matrix.abs().max().log2().ceil()  # its largest entry in [1/2, 1]
+    largest = matrix * (0.99 * 2.0**127) * 2
+    roots, residuals = solver(largest, exponent)
+    assert residuals < REFUSED
+    torch.testing.assert_close(roots * 2.0 ** (100 * exponent), solver(largest * 2.0**-100, exponent).roots, rtol=1e-3, atol=0)
+    diagonals = torch.tensor([[3e38, 1e38, 2.5e38]])
+    torch.testing.assert_close(solver.diagonal(diagonals, exponent), diagonals.pow(-exponent))
+
+
+@pytest.mark.parametrize("tolerance", [0.1, 1e-3, 1e-6])
+@pytest.mark.parametrize("boost", [10.0, 1e3, 1e6])
+def test_no_boost_leaves_a_pseudo_inverse_nothing(tolerance: float, boost: float) -> None:
+    solver, boosts = PseudoInverse(rank_tolerance=tolerance), torch.tensor([boost, boost])
+    matrices = torch.stack([torch.eye(N), torch.zeros(N, N)])
+    roots, residuals = solver(matrices, 1 / 2, boosts)
+    torch.testing.assert_close(roots, torch.eye(N).expand(2, N, N))
+    assert residuals.max() < 1e-6
+    torch.testing.assert_close(solver.diagonal(torch.ones(2, N), 1 / 2, boosts), torch.ones(2, N))
+    assert solver(wishart(N)[None], 1 / 2, boosts[:1]).roots.diagonal(dim1=-2, dim2=-1).sum() > 0
+
+
+@pytest.mark.parametrize("p", [30, 40, 50])
+def test_newton_has_time_for_high_roots(p: int) -> None:
+    matrices = torch.stack([torch.eye(N, dtype=torch.float64), wishart(N)])
+    assert CoupledNewton(max_iterations=200)(matrices, 1 / p).residuals.max() < 1e-3

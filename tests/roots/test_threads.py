@@ -1,8 +1,9 @@
 """Matrices by threads: the same bits whatever the threads and the neighbours, and no trace of the threads afterwards."""
 
+import os
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
 from queue import Empty
 
@@ -284,3 +285,35 @@ def test_where_no_thread_can_be_started_the_caller_works_alone(monkeypatch: pyte
         work_off([lambda: workers.append(threading.current_thread())] * 3)
     assert workers == [threading.current_thread()] * 3
     assert (torch.get_num_threads(), threads_a_new_thread_begins_with()) == (2, 2)
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="the system does not fork")
+@pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")  # Python 3.12 on
+def test_a_child_that_was_forked_while_others_solve_can_solve() -> None:
+    torch.set_num_threads(1)
+    entered, leave = threading.Event(), threading.Event()
+
+    def task() -> None:
+        entered.set()
+        leave.wait(60)
+
+    other = threading.Thread(target=work_off, args=([task],))
+    other.start()
+    assert entered.wait(60)
+    child = os.fork()
+    if child == 0:  # pragma: no cover  # no assertion here could be seen
+        roots, _ = Eigh()(torch.eye(4)[None], 1 / 2)
+        os._exit(0 if most_threads() == 1 and torch.allclose(roots[0], torch.eye(4)) else 1)
+    ended = until(lambda: os.waitpid(child, os.WNOHANG))
+    leave.set()
+    other.join()
+    assert ended == (child, 0)
+
+
+def until(found: Callable[[], tuple[int, int]]) -> tuple[int, int]:
+    """What a child ended with, within 30 seconds."""
+    for _ in range(300):
+        if (result := found())[0]:
+            return result
+        time.sleep(0.1)
+    return 0, -1

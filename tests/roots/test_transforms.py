@@ -84,4 +84,4 @@ def test_diagonal_factors_have_the_roots_of_their_dense_form(solver: Solver) -> 
 def test_the_scale_of_the_suite_is_as_documented() -> None:
     problem = scaled_problem(factors(16), 1e-6)
     assert problem.matrices.isfinite().all()
-    assert (problem.matrices.abs().amax((-2, -1)) <= 1.1).all()
+    assert (problem.matrices.abs().amax((-2, -1)) < 2.1).all()
