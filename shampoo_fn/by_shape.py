@@ -10,7 +10,7 @@ from shampoo_fn.chain import Chain
 from shampoo_fn.tracing import constant_result
 from shampoo_fn.transform import Clock, Transform
 from shampoo_fn.tree import Tree
-from shampoo_fn.validate import require
+from shampoo_fn.validate import check_count, require
 
 
 @dataclass(frozen=True)
@@ -18,7 +18,8 @@ class When:
     """Use `transform` for a parameter that meets every condition given.
 
     `name` is a glob over the whole dotted name (`*` any characters, `?` one), or several of which one must match; `order` the
-    number of dimensions after merging, or several; `larger_than` demands a merged dimension greater than it.
+    number of dimensions after merging, or several; `larger_than` demands a merged dimension greater than it. A note in brackets
+    behind a name, as in "weight [1.0]", is no part of it: it tells two parameters of one name apart.
     """
 
     transform: Transform
@@ -29,9 +30,13 @@ class When:
     def __post_init__(self) -> None:
         require(isinstance(self.transform, Transform), "transform", self.transform, "a Transform")
         check_globs("name", self.name)
+        for order in self.order if isinstance(self.order, tuple) else (self.order,):
+            check_count("order", 1 if order is None else order)
+        check_count("larger_than", 0 if self.larger_than is None else self.larger_than, least=0)
 
     def matches(self, name: str, shape: tuple[int, ...]) -> bool:
         """Whether the parameter of this name and merged shape meets every condition."""
+        name, _, _ = name.partition(" [")
         names = (self.name,) if isinstance(self.name, str) else self.name
         orders = (self.order,) if isinstance(self.order, int) else self.order
         return (
@@ -70,6 +75,7 @@ class ByShape(Transform):
 
     @property
     def alternatives(self) -> tuple[Transform, ...]:
+        """Every transform that a parameter may get."""
         return (self.default, *(rule.transform for rule in self.rules))
 
     @property

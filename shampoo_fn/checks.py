@@ -54,20 +54,24 @@ def check_params(params: Tensors | None, grads: Tensors, state: State, config: C
     return params
 
 
-def check_refresh(refresh: bool | None, state: State, config: Config) -> None:
-    """Under tracing the caller says whether to refresh, since steps cannot be read."""
+def check_refresh(refresh: bool | None, state: State, config: Config, *, argument: str = "refresh") -> None:
+    """Under tracing the caller says whether to refresh, since steps cannot be read. argument: what it is called there."""
     if refresh is not None and not isinstance(refresh, bool):
-        raise ValueError(f"refresh={refresh!r}: must be True, False or None")
+        raise ValueError(f"{argument}={refresh!r}: must be True, False or None")
     if refresh is False or not any(is_traced(blocks.step) for blocks in state.stacks.values()):
         return
     if refresh is None:
         raise ValueError(
-            "refresh=None under tracing: the steps in the state cannot be read inside torch.compile, vmap or func.grad; "
-            "call update(grads, state, config, params, refresh=is_due(step, config)) with step counted outside"
+            f"{argument}=None under tracing: the steps in the state cannot be read inside torch.compile, vmap or func.grad; "
+            + (
+                "call update(grads, state, config, params, refresh=is_due(step, config)) with step counted outside"
+                if argument == "refresh"
+                else "call refresh(state, config, every=True) where is_due(step, config), with step counted outside"
+            )
         )
     if config.cadence.staggered and config.cadence.frequency > 1:
         raise ValueError(
-            "refresh=True under tracing with staggered=True: whose turn it is cannot be read there; compile "
+            f"{argument}=True under tracing with staggered=True: whose turn it is cannot be read there; compile "
             "accumulate(...) and precondition(...), and call refresh(state, config) between them outside the compiled code"
         )
 

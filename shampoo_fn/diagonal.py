@@ -16,6 +16,7 @@ from torch import Tensor
 
 from shampoo_fn.preconditioner import Preconditioner
 from shampoo_fn.transform import Clock, Value, bias_correction, check_value, moving_average
+from shampoo_fn.validate import LEAST, check_number
 
 
 class SecondMoment(NamedTuple):
@@ -119,7 +120,7 @@ class Adam(Averaged):
 
 def check_epsilon(epsilon: float) -> None:
     """An epsilon of zero would turn a gradient that was always zero into 0 / 0."""
-    check_value("epsilon", epsilon, 5e-324, float("inf"), "a finite number > 0")
+    check_number("epsilon", epsilon, LEAST, float("inf"), "a finite number > 0")
 
 
 def differentiable_sqrt(value: Tensor) -> Tensor:

@@ -10,7 +10,7 @@ from shampoo_fn.preconditioner import Preconditioner, rescaled
 from shampoo_fn.roots.solver import Roots
 from shampoo_fn.transform import Clock, Request, RootSpec, chosen
 from shampoo_fn.tree import Tree
-from shampoo_fn.validate import require
+from shampoo_fn.validate import LEAST, check_number, require
 
 
 class GraftState(NamedTuple):
@@ -90,7 +90,7 @@ class FixedRMS(Preconditioner):
     rms: float = 0.2
 
     def __post_init__(self) -> None:
-        require(0.0 < self.rms < float("inf"), "rms", self.rms, "a finite number > 0")
+        check_number("rms", self.rms, LEAST, float("inf"), "a finite number > 0")
 
     def init(self, param: Tensor) -> Tree:
         return ()

@@ -35,7 +35,7 @@ from shampoo_fn.transform import (
     moving_average,
 )
 from shampoo_fn.tree import replaced
-from shampoo_fn.validate import check_floating, require
+from shampoo_fn.validate import check_count, check_floating, check_switch, require
 
 LARGEST_RESIDUAL = 0.2  # a root that misses by more is not installed
 LARGEST_BOOST = 1e6
@@ -77,13 +77,13 @@ class Kronecker(Preconditioner):
         object.__setattr__(self, "factors", frozen(self.factors))
         check_exponent(self.exponent)
         check_factors(self.factors)
-        positive = self.max_full_dim is None or self.max_full_dim >= 1
-        require(positive, "max_full_dim", self.max_full_dim, "an integer >= 1 or None")
+        check_count("max_full_dim", 1 if self.max_full_dim is None else self.max_full_dim)
+        check_switch("bias_correction", self.bias_correction)
+        check_switch("packed", self.packed)
         require(isinstance(self.solver, Solver), "solver", self.solver, "a Solver, such as Auto()")
         wide = (None, torch.float32, torch.float64)
         require(self.factor_dtype in wide, "factor_dtype", self.factor_dtype, "torch.float32, torch.float64 or None")
         check_floating("root_dtype", self.root_dtype)
-        require(isinstance(self.packed, bool), "packed", self.packed, "True or False")
 
     def modes(self, shape: tuple[int, ...]) -> dict[str, ModePlan]:
         """What each mode of a block of this shape gets; skipped modes are absent."""
@@ -95,6 +95,8 @@ class Kronecker(Preconditioner):
         factors: dict[str, Tensor] = {}
         roots: dict[str, RootState] = {}
         for mode, plan in self.modes(tuple(param.shape)).items():
+            if plan.full:
+                self.solver.check_exponent(plan.exponent)
             identity = torch.eye(plan.n, device=param.device) if plan.full else torch.ones(plan.n, device=param.device)
             kept = self._kept(identity)
             factors[mode] = torch.zeros(kept.shape, dtype=dtype, device=param.device)

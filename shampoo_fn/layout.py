@@ -19,6 +19,7 @@ from shampoo_fn.cadence import balanced_turns
 from shampoo_fn.config import Config
 from shampoo_fn.transform import Transform
 from shampoo_fn.tree import replaced
+from shampoo_fn.validate import require
 
 Description = tuple[str, tuple[int, ...], torch.dtype, torch.device]  # of a parameter: name, shape, dtype, device
 
@@ -63,6 +64,7 @@ class Layout(NamedTuple):
 
 def layout(templates: Mapping[str, Tensor], config: Config) -> Layout:
     """The plan for parameters given by their templates, tensors of shape `(0, *shape)`."""
+    require(isinstance(config, Config), "config", config, "a Config, such as shampoo(lr=0.01)")
     # a size is an index: to torch.compile that is a number, which can be planned with, where it had made a symbol of it
     parameters = tuple((name, tuple(map(operator.index, t.shape[1:])), t.dtype, t.device) for name, t in templates.items())
     if torch.compiler.is_compiling():

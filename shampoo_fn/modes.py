@@ -80,7 +80,10 @@ def _values(field: str, options: ModeOptions) -> list[Any]:
     if not isinstance(options, tuple):
         return [options]
     values: list[Any] = []
-    for order, value in options:
+    for pair in options:
+        proper = isinstance(pair, tuple) and len(pair) == 2
+        require(proper, field, options, "one value, or a mapping from order: {2: (value of mode 0, of mode 1)}")
+        order, value = pair
         require(isinstance(order, int) and order >= 1, field, order, "a mapping whose keys are orders, integers >= 1")
         if isinstance(value, tuple):
             require(len(value) == order, field, value, f"one entry for each of the {order} modes of an order-{order} block")

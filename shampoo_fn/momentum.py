@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from shampoo_fn.transform import Clock, Transform, Value, check_value, chosen, value_at
-from shampoo_fn.validate import check_floating, check_switch
+from shampoo_fn.validate import check_floating, check_number, check_switch
 
 
 class MomentumState(NamedTuple):
@@ -30,7 +30,7 @@ class Momentum(Transform):
 
     def __post_init__(self) -> None:
         check_value("momentum", self.momentum, 0.0, 1.0, "a number in [0, 1), a 0-d tensor or a schedule")
-        check_value("dampening", self.dampening, 0.0, 1.0, "a number in [0, 1)")
+        check_number("dampening", self.dampening, 0.0, 1.0, "a number in [0, 1)")
         check_switch("nesterov", self.nesterov)
         check_floating("dtype", self.dtype)
 

@@ -89,7 +89,8 @@ def shampoo(
     check_count("precondition_frequency", 10 if precondition_frequency is None else precondition_frequency)
     check_count("start_preconditioning_step", start_preconditioning_step)
     check_count("max_preconditioner_dim", max_preconditioner_dim)
-    check_globs("diagonal", diagonal or ())
+    check_globs("diagonal", () if diagonal is None else diagonal)
+    check_floating("root_dtype", root_dtype)
     check_floating("state_dtype", state_dtype)
     require(large_dim in ("block", "diagonal", "adagrad"), "large_dim", large_dim, "'block', 'diagonal' or 'adagrad'")
     require(vectors in ("diagonal", "full"), "vectors", vectors, "'diagonal' or 'full'")
@@ -100,7 +101,7 @@ def shampoo(
         max_full_dim=max_preconditioner_dim if large_dim == "diagonal" else None,
         solver=Auto(default_ridge(state_dtype)) if solver is None else solver,
         factor_dtype=factor_dtype,
-        root_dtype=root_dtype or state_dtype,
+        root_dtype=state_dtype if root_dtype is None else root_dtype,
         bias_correction=bias_correction,
         packed=packed,
     )

@@ -35,6 +35,8 @@ def init_state(params: Mapping[str, Tensor], config: Config) -> State:
 
     Raises TypeError, with the name, for a parameter that is not a dense tensor of real floating-point numbers.
     """
+    if not hasattr(params, "items"):
+        raise TypeError(f"params is a {type(params).__name__}: pass tensors by name, such as dict(model.named_parameters())")
     for name, param in params.items():
         check_tensor("parameter", name, param)
     templates = {name: param.detach().new_empty((0, *param.shape)) for name, param in params.items()}

@@ -15,13 +15,12 @@ from torch import Tensor
 from shampoo_fn.roots.solver import Roots, Solver
 from shampoo_fn.scalars import scalar
 from shampoo_fn.slots import lerp_into
+from shampoo_fn.tracing import is_traced
 from shampoo_fn.tree import Tree
-from shampoo_fn.validate import require
+from shampoo_fn.validate import NUMBER, check_number, require
 
 Value = float | Tensor | Callable[[Tensor], Any]
 """A hyper-parameter: a number, a 0-d tensor, or a schedule `step -> value` of the 0-d int64 step, counted from 1."""
-
-NUMBER = (int, float)  # not `int | float`, which torch 2.8 cannot compile
 
 
 class Clock(NamedTuple):
@@ -138,12 +137,13 @@ def value_at(value: Value, step: Tensor) -> Any:
 
 
 def check_value(field: str, value: Value, low: float, high: float, allowed: str) -> None:
-    """Refuse a number outside [low, high); tensors and schedules are taken on trust, their values are not readable here."""
+    """Refuse a number outside [low, high); schedules are taken on trust, and tensors whose values cannot be read at once."""
     if isinstance(value, Tensor):
         require(value.dim() == 0, field, tuple(value.shape), "a 0-d tensor, not one of this shape")
+        if value.device.type == "cpu" and not is_traced(value):
+            require(low <= value.item() < high, field, value, allowed)
     elif not callable(value):
-        numeric = isinstance(value, NUMBER) and not isinstance(value, bool)
-        require(numeric and low <= value < high, field, value, allowed)
+        check_number(field, value, low, high, allowed)
 
 
 def moving_average(old: Tensor, new: Tensor, beta: Value, clock: Clock) -> Tensor:

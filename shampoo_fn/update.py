@@ -68,7 +68,9 @@ def refresh(
     block whatever its turn. A block whose statistics did not change since its last refresh keeps its roots. Raises KeyError
     for an unknown name, ValueError for every=None under tracing, RuntimeError as `update` does.
     """
-    check_refresh(every, state, config)
+    check_refresh(every, state, config, argument="every")
+    if isinstance(names, str):
+        raise TypeError(f"names={names!r}: pass a list of names, [{names!r}]")
     names = None if names is None else list(names)
     check_names(names, state)
     plan = plan_of(state, config)
@@ -90,4 +92,8 @@ def apply_updates(params: Tensors, updates: Tensors) -> dict[str, Tensor]:
     unknown = [name for name in updates if name not in params]
     if unknown:
         raise KeyError(f"update {unknown[0]!r} has no parameter: pass the params that the gradients were taken of")
+    for name, update in updates.items():
+        if update.shape != params[name].shape:
+            shapes = f"shape {tuple(update.shape)}, its parameter {tuple(params[name].shape)}"
+            raise ValueError(f"update {name!r} has {shapes}: pass the params that the gradients were taken of")
     return {name: param + updates[name].to(param.dtype) if name in updates else param.clone() for name, param in params.items()}

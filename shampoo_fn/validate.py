@@ -4,6 +4,9 @@ from typing import Any
 
 import torch
 
+NUMBER = (int, float)  # not `int | float`, which torch 2.8 cannot compile
+LEAST = 5e-324  # the least number above zero
+
 
 def require(condition: bool, field: str, value: Any, allowed: str) -> None:
     """Raise ValueError `field=value: must be allowed` unless the condition holds."""
@@ -15,6 +18,12 @@ def check_count(field: str, value: Any, least: int = 1) -> None:
     """Refuse what is no integer, or one below the least."""
     proper = isinstance(value, int) and not isinstance(value, bool) and value >= least
     require(proper, field, value, f"an integer >= {least}")
+
+
+def check_number(field: str, value: Any, low: float, high: float, allowed: str) -> None:
+    """Refuse what is no plain number, or one outside [low, high)."""
+    numeric = isinstance(value, NUMBER) and not isinstance(value, bool)
+    require(numeric and low <= value < high, field, value, allowed)
 
 
 def check_switch(field: str, value: Any) -> None:

@@ -13,6 +13,7 @@ from shampoo_fn import (
     EMA,
     Adagrad,
     Adam,
+    Auto,
     Blocking,
     ByShape,
     Cadence,
@@ -24,9 +25,11 @@ from shampoo_fn import (
     Graft,
     Identity,
     Kronecker,
+    Minimax,
     Momentum,
     Preconditioned,
     PseudoInverse,
+    Rational,
     RMSprop,
     Scale,
     State,
@@ -42,10 +45,21 @@ from shampoo_fn import (
     to_dict,
     update,
 )
+from shampoo_fn.tree import map_tree
 from tests.support import randn
 
 NAN, INF = float("nan"), float("inf")
 LINK = Scale(0.1)
+
+SOLVERS = (Auto, Eigh, CoupledNewton, PseudoInverse)
+EXPONENTS = (Auto(), Eigh(), PseudoInverse(), CoupledNewton(), Minimax(), Rational())
+TENSORS = [
+    *((Scale, "lr", wrong) for wrong in (-1.0, NAN, INF)),
+    *((Momentum, "momentum", wrong) for wrong in (1.5, NAN)),
+    (EMA, "beta", 1.5),
+    (Adam, "beta2", 1.0),
+    (WeightDecay, "weight_decay", -1.0),
+]
 
 # what is called, its wrong argument and the value; the message must name both, and say what is allowed
 WRONG: list[tuple[Callable[..., Any], str, Any, str]] = [
@@ -148,6 +162,37 @@ WRONG: list[tuple[Callable[..., Any], str, Any, str]] = [
     (shampoo, "root_dtype", torch.int8, "floating"),
     *((shampoo, "state_dtype", wrong, "floating") for wrong in (torch.int8, torch.float16, "bfloat16")),
     (shampoo, "nonfinite", "ignore", "'skip'"),
+    # numbers that are no numbers
+    *(
+        (make, field, wrong, allowed)
+        for make, field, allowed in (
+            *((solver, field, ">= 0") for solver in SOLVERS for field in ("relative_epsilon", "epsilon")),
+            (Minimax, "relative_epsilon", ">= 0"),
+            (Rational, "relative_epsilon", ">= 0"),
+            (Minimax, "tolerance", "[1e-8, 1)"),
+            (Rational, "poles", ">= 3"),
+            (CoupledNewton, "max_iterations", ">= 1"),
+            (CoupledNewton, "tolerance", "(0, 1)"),
+            (PseudoInverse, "rank_tolerance", "(0, 1)"),
+            (FixedRMS, "rms", "> 0"),
+            (Adam, "epsilon", "> 0"),
+            (Momentum, "dampening", "[0, 1)"),
+            (Kronecker, "max_full_dim", ">= 1"),
+        )
+        for wrong in ("x", [1.0], True, torch.tensor(0.5), abs)
+    ),
+    *((make, "epsilon", None, ">= 0") for make in SOLVERS),
+    *((Kronecker, "bias_correction", wrong, "True or False") for wrong in (1, None, "x")),
+    *((Kronecker, "exponent", wrong, "mapping") for wrong in ((0.5, 0.25), (0.5,))),
+    (Kronecker, "factors", ("full", "diagonal"), "mapping"),
+    *((partial(When, LINK), "order", wrong, ">= 1") for wrong in (0, -1, "x", 1.5, True)),
+    *((partial(When, LINK), "larger_than", wrong, ">= 0") for wrong in (-1, "x", NAN)),
+    *((shampoo, "root_dtype", wrong, "floating") for wrong in (0, torch.float16)),
+    (shampoo, "diagonal", 0, "glob"),
+    (partial(init_state, {"w": torch.ones(2)}), "config", "x", "a Config"),
+    # tensors whose values are there to be read
+    *((make, field, torch.tensor(wrong), "0-d tensor") for make, field, wrong in TENSORS),
+    *((partial(make, torch.eye(2)[None]), "exponent", wrong, "(0, 1]") for make in EXPONENTS for wrong in (0, -0.5, 2.0, NAN)),
 ]
 
 
@@ -163,7 +208,7 @@ def test_a_wrong_option_is_refused_by_name_with_its_value_and_what_is_allowed(
     with pytest.raises(ValueError, match=re.escape(field)) as caught:
         make(**{field: value})
     message = str(caught.value)
-    shown = tuple(value.shape) if isinstance(value, Tensor) else value
+    shown = tuple(value.shape) if isinstance(value, Tensor) and value.dim() else value
     assert message.startswith(f"{field}={shown!r}: must be "), message
     assert allowed in message
 
@@ -376,3 +421,30 @@ def test_a_checkpoint_with_entries_that_the_config_does_not_know_is_refused(para
     plain = Config(Chain(rate=Scale(0.1)))
     with pytest.raises((KeyError, ValueError), match=r"links\.precondition"):
         from_dict(to_dict(init_state(params, CONFIG), CONFIG), plain, params)
+
+
+def test_an_exponent_that_a_solver_does_not_have_is_refused_before_the_first_step() -> None:
+    config = shampoo(exponent=1 / 3, solver=Minimax(), start_preconditioning_step=100)
+    with pytest.raises(ValueError, match=r"exponent=0\.333.*must be 1, 1/2"):
+        init_state({"w": torch.ones(3, 3)}, config)
+    init_state({"b": torch.ones(3)}, config)  # which needs no root
+
+
+def test_pairs_instead_of_a_dict_are_refused() -> None:
+    with pytest.raises(TypeError, match=r"params is a generator: pass tensors by name, such as dict\(model"):
+        init_state(torch.nn.Linear(2, 2).named_parameters(), shampoo())  # type: ignore[arg-type]
+
+
+def test_updates_of_another_shape_are_not_broadcast() -> None:
+    with pytest.raises(ValueError, match=r"update 'w' has shape \(4, 3\), its parameter \(3,\)"):
+        apply_updates({"w": torch.zeros(3)}, {"w": torch.zeros(4, 3)})
+
+
+def test_a_refresh_says_what_is_wrong_in_its_own_words(params: dict[str, Tensor]) -> None:
+    state = init_state(params, CONFIG)
+    with pytest.raises(ValueError, match="every='x': must be"):
+        refresh(state, CONFIG, every="x")  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match=r"names='w': pass a list of names, \['w'\]"):
+        refresh(state, CONFIG, names="w")
+    with pytest.raises(ValueError, match=r"every=None under tracing.*every=True\) where is_due"):
+        torch.func.vmap(lambda each: refresh(each, CONFIG))(map_tree(lambda leaf: torch.stack([leaf, leaf]), state))

@@ -50,6 +50,7 @@ class Eigh(Solver):
         return device.type == "cpu" and type(self) is Eigh
 
     def __call__(self, matrices: Tensor, exponent: float, boost: Tensor | None = None) -> Roots:
+        self.check_exponent(exponent)
         return each_by_threads(self._solve, matrices, exponent, boost)
 
     def _solve(self, matrices: Tensor, exponent: float, boost: Tensor | None) -> Roots:

@@ -15,7 +15,7 @@ from shampoo_fn.roots.schedule import PRODUCTS_TO_COUPLE, Steps, schedule
 from shampoo_fn.roots.solver import Roots, Solver, check_dtype, each_by_threads, wide_dtype, working_dtype
 from shampoo_fn.roots.split_matmul import SPLITS
 from shampoo_fn.tracing import fixed
-from shampoo_fn.validate import require
+from shampoo_fn.validate import check_number, require
 
 SMALLEST_RELATIVE_EPSILON = 1e-8
 
@@ -56,7 +56,7 @@ class Minimax(Solver):
             f"at least {SMALLEST_RELATIVE_EPSILON} for Minimax, whose steps are fixed by it (an absolute epsilon does not "
             "bound the condition): write Minimax(relative_epsilon=1e-6), or use Eigh",
         )
-        require(1e-8 <= self.tolerance < 1.0, "tolerance", self.tolerance, "a number in [1e-8, 1)")
+        check_number("tolerance", self.tolerance, 1e-8, 1.0, "a number in [1e-8, 1)")
         require(self.split in ("none", *SPLITS), "split", self.split, f"'none' or one of {tuple(SPLITS)}")
         require(
             self.split == "none" or self.relative_epsilon >= SPLITS[self.split].smallest_ridge,
@@ -66,6 +66,7 @@ class Minimax(Solver):
         )
 
     def __call__(self, matrices: Tensor, exponent: float, boost: Tensor | None = None) -> Roots:
+        self.check_exponent(exponent)
         return each_by_threads(self._solve, matrices, exponent, boost)
 
     def _solve(self, matrices: Tensor, exponent: float, boost: Tensor | None) -> Roots:
@@ -82,6 +83,10 @@ class Minimax(Solver):
         if p == 1:  # the square of the p = 2 root: its own iteration, M <- M h(M), would lose symmetry
             roots = symmetric(plain_product(roots, roots))
         return checked(roots * power(bound, -1 / p), problem, exponent, matrices.dtype)
+
+    def check_exponent(self, exponent: float) -> None:
+        super().check_exponent(exponent)
+        self.root(exponent)
 
     @staticmethod
     def root(exponent: float) -> int:

@@ -10,7 +10,7 @@ from shampoo_fn.gram import symmetric
 from shampoo_fn.roots.residual import checked
 from shampoo_fn.roots.ridge import add_ridge, spectral_bound
 from shampoo_fn.roots.solver import Roots, Solver, check_batch, check_dtype, working_dtype
-from shampoo_fn.validate import require
+from shampoo_fn.validate import LEAST, check_count, check_number, require
 
 
 @dataclass(frozen=True)
@@ -32,8 +32,8 @@ class CoupledNewton(Solver):
     def __post_init__(self) -> None:
         super().__post_init__()
         check_dtype(self.dtype)
-        require(self.max_iterations >= 1, "max_iterations", self.max_iterations, "an integer >= 1")
-        require(0.0 < self.tolerance < 1.0, "tolerance", self.tolerance, "a number in (0, 1)")
+        check_count("max_iterations", self.max_iterations)
+        check_number("tolerance", self.tolerance, LEAST, 1.0, "a number in (0, 1)")
 
     @property
     def differentiable(self) -> bool:
@@ -41,6 +41,7 @@ class CoupledNewton(Solver):
 
     def __call__(self, matrices: Tensor, exponent: float, boost: Tensor | None = None) -> Roots:
         check_batch(matrices)
+        self.check_exponent(exponent)
         problem = add_ridge(
             matrices,
             working_dtype(self.dtype, matrices),
@@ -50,6 +51,10 @@ class CoupledNewton(Solver):
         )
         roots = self._iterate(problem.matrices, integer_root(exponent))
         return checked(roots, problem, exponent, matrices.dtype)
+
+    def check_exponent(self, exponent: float) -> None:
+        super().check_exponent(exponent)
+        integer_root(exponent)
 
     def _iterate(self, matrices: Tensor, p: int) -> Tensor:
         identity = torch.eye(matrices.shape[-1], dtype=matrices.dtype, device=matrices.device)

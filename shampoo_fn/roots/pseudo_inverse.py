@@ -11,7 +11,7 @@ from shampoo_fn.roots.eigh import eigendecomposition
 from shampoo_fn.roots.residual import handed_out, probe_vectors, residual
 from shampoo_fn.roots.ridge import add_ridge, power, scale_of_diagonal
 from shampoo_fn.roots.solver import Roots, Solver, check_dtype, each_by_threads, working_dtype
-from shampoo_fn.validate import require
+from shampoo_fn.validate import LEAST, check_number
 
 
 @dataclass(frozen=True)
@@ -30,12 +30,13 @@ class PseudoInverse(Solver):
     def __post_init__(self) -> None:
         super().__post_init__()
         check_dtype(self.dtype)
-        require(0.0 < self.rank_tolerance < 1.0, "rank_tolerance", self.rank_tolerance, "a number in (0, 1)")
+        check_number("rank_tolerance", self.rank_tolerance, LEAST, 1.0, "a number in (0, 1)")
 
     def separable(self, device: torch.device, exponent: float) -> bool:
         return device.type == "cpu" and type(self) is PseudoInverse  # see `Eigh`
 
     def __call__(self, matrices: Tensor, exponent: float, boost: Tensor | None = None) -> Roots:
+        self.check_exponent(exponent)
         return each_by_threads(self._solve, matrices, exponent, boost)
 
     def _solve(self, matrices: Tensor, exponent: float, boost: Tensor | None) -> Roots:

@@ -11,7 +11,7 @@ from shampoo_fn.roots.residual import checked
 from shampoo_fn.roots.ridge import add_ridge
 from shampoo_fn.roots.solver import Roots, Solver, check_batch, check_dtype, wide_dtype, working_dtype
 from shampoo_fn.tracing import fixed
-from shampoo_fn.validate import require
+from shampoo_fn.validate import check_count, require
 
 SMALL_SHIFT = 1e-5  # below it the condition of M + c I exceeds what float32 inverts to three digits
 
@@ -40,10 +40,12 @@ class Rational(Solver):
             self.relative_epsilon,
             "at least 1e-10 for Rational, whose poles are fixed by it: write Rational(relative_epsilon=1e-6), or use Eigh",
         )
-        require(3 <= self.poles <= 12, "poles", self.poles, "an integer from 3 to 12")
+        check_count("poles", self.poles, least=3)
+        require(self.poles <= 12, "poles", self.poles, "an integer from 3 to 12")
 
     def __call__(self, matrices: Tensor, exponent: float, boost: Tensor | None = None) -> Roots:
         check_batch(matrices)
+        self.check_exponent(exponent)
         dtype = working_dtype(self.dtype, matrices)
         problem = add_ridge(
             matrices, wide_dtype(matrices.device), relative_epsilon=self.relative_epsilon, epsilon=self.epsilon, boost=boost
@@ -52,9 +54,13 @@ class Rational(Solver):
         roots = _sum_of_inverses(problem.matrices / bound, self.fractions(exponent), dtype)
         return checked(roots * bound.pow(-exponent), problem, exponent, matrices.dtype)
 
+    def check_exponent(self, exponent: float) -> None:
+        super().check_exponent(exponent)
+        require(0.05 <= exponent <= 0.95, "exponent", exponent, "in [0.05, 0.95] for Rational; use Eigh otherwise")
+
     def fractions(self, exponent: float) -> Fractions:
         """The weights and shifts used for an exponent, with their largest relative error."""
-        require(0.05 <= exponent <= 0.95, "exponent", exponent, "in [0.05, 0.95] for Rational; use Eigh otherwise")
+        self.check_exponent(exponent)
         ridge = fixed(self.relative_epsilon)
         return partial_fractions(fixed(exponent), ridge / (1 + ridge), operator.index(self.poles))
 

@@ -11,7 +11,7 @@ from torch import Tensor
 from shampoo_fn.roots.ridge import ridged_diagonal
 from shampoo_fn.roots.threaded import by_threads
 from shampoo_fn.tracing import constant_result, cuts_float32_short, is_traced
-from shampoo_fn.validate import require
+from shampoo_fn.validate import LEAST, check_number, require
 
 
 class Roots(NamedTuple):
@@ -35,12 +35,15 @@ class Solver(ABC):
 
     def __post_init__(self) -> None:
         for field in ("relative_epsilon", "epsilon"):
-            value = getattr(self, field)
-            require(0.0 <= value < float("inf"), field, value, "a finite number >= 0")
+            check_number(field, getattr(self, field), 0.0, float("inf"), "a finite number >= 0")
 
     @abstractmethod
     def __call__(self, matrices: Tensor, exponent: float, boost: Tensor | None = None) -> Roots:
         """Roots of `matrices` [batch, n, n] for `exponent` in (0, 1]; `boost` [batch] multiplies each ridge."""
+
+    def check_exponent(self, exponent: float) -> None:
+        """Raise ValueError for an exponent that this solver has no roots for."""
+        check_number("exponent", exponent, LEAST, 1.0 + 1e-12, "a number in (0, 1]")
 
     def diagonal(self, diagonals: Tensor, exponent: float, boost: Tensor | None = None) -> Tensor:
         """The same root for diagonal matrices, given and returned as their diagonals [batch, n]."""
