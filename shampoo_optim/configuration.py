@@ -6,6 +6,7 @@ hence one plan of the blocks, serves all their values.
 
 from collections.abc import Mapping
 from dataclasses import replace
+from math import inf
 from typing import Any
 
 import torch
@@ -15,11 +16,12 @@ from shampoo_fn.recipe import default_ridge
 from shampoo_fn.roots.auto import Auto
 from shampoo_fn.roots.minimax import Minimax
 from shampoo_fn.roots.rational import Rational
-from shampoo_fn.validate import require
+from shampoo_fn.transform import check_value
+from shampoo_fn.validate import LEAST, check_number, require
 from shampoo_optim.grafting import magnitude
 from shampoo_optim.options import DEFAULTS, SAME
 from shampoo_optim.precision import SETTINGS
-from shampoo_optim.structure import Dials, values
+from shampoo_optim.structure import Dials, constant, values
 
 METHODS: dict[str, type[Solver]] = {
     "eigendecomposition": Eigh,
@@ -41,7 +43,7 @@ def configured(group: Mapping[str, Any], base: Config | None, dials: Dials) -> C
     precision(group)
     if base is not None:
         return _with_rate(base, dials["lr"])
-    _check(group)
+    _check(group, dials)
     return shampoo(
         dials["lr"],
         (dials["beta1"], dials["beta2"]),
@@ -58,7 +60,7 @@ def configured(group: Mapping[str, Any], base: Config | None, dials: Dials) -> C
         nesterov=group["use_nesterov"],
         solver=_solver(group),
         large_dim=LARGE_DIMS[group["large_dim_method"]],
-        diagonal=group["diagonal"] if isinstance(group["diagonal"], str) else tuple(group["diagonal"]),
+        diagonal=tuple(group["diagonal"]) if isinstance(group["diagonal"], list) else group["diagonal"],
         factor_dtype=_dtype("preconditioner_dtype", group),
         root_dtype=_dtype("root_dtype", group),
         state_dtype=_dtype("state_dtype", group),
@@ -73,7 +75,9 @@ _PASSED = [name for name in SAME if name not in (*values(DEFAULTS), "betas", "di
 def backend(group: Mapping[str, Any]) -> str | None:
     """The backend of `torch.compile` that steps of a group run with; None for eager ones."""
     wanted = group["compile"]
-    require(isinstance(wanted, bool | str), "compile", wanted, "True, False or the name of a backend of torch.compile")
+    known = isinstance(wanted, bool) or wanted in ("inductor", "eager")  # listing them imports the compiler
+    known = known or (isinstance(wanted, str) and wanted in torch.compiler.list_backends(exclude_tags=()))
+    require(known, "compile", wanted, "True, False or the name of a backend of torch.compile (torch.compiler.list_backends())")
     return "inductor" if wanted is True else wanted or None
 
 
@@ -87,6 +91,7 @@ def precision(group: Mapping[str, Any]) -> str | None:
 
 def rate_of(config: Config) -> Any:
     """The learning rate in a functional config: what the groups start with."""
+    require(isinstance(config, Config), "config", config, "a shampoo_fn.Config, such as shampoo(lr=0.01)")
     links = config.transform.links if isinstance(config.transform, Chain) else ()
     rates = [link.lr for _, link in links if isinstance(link, Scale)]
     require(len(rates) == 1, "config", config, "one whose chain has one Scale: Config(Chain(..., rate=Scale(1e-3)))")
@@ -107,11 +112,24 @@ def _with_rate(config: Config, lr: Any) -> Config:
     return replace(config, transform=Chain(**links))
 
 
-def _check(group: Mapping[str, Any]) -> None:
+def _check(group: Mapping[str, Any], dials: Dials) -> None:
+    """What goes into a field of another name is checked here, under the name that the caller knows."""
     for name in ("bias_correction", "adam_w_mode", "use_nesterov", "maximize", "staggered", "merge_dims", "packed"):
         require(isinstance(group[name], bool), name, group[name], "True or False")
     for name, known in (("root_inv_method", METHODS), ("large_dim_method", LARGE_DIMS)):
         require(isinstance(group[name], str) and group[name] in known, name, group[name], f"one of {list(known)}")
+    for name in ("grafting_epsilon", "grafting_rms"):
+        check_number(name, group[name], LEAST, inf, "a finite number > 0")
+    check_value("grafting_beta2", dials["grafting_beta2"], 0.0, 1.0, "a number in [0, 1) or a 0-d tensor")
+    for name in ("epsilon", "relative_epsilon"):
+        optional = name == "relative_epsilon" and group[name] is None
+        check_number(name, 0.0 if optional else group[name], 0.0, inf, "a finite number >= 0")
+    for name in ("root_inv_dtype", "preconditioner_dtype"):
+        wide = _dtype(name, group) in (None, torch.float32, torch.float64)
+        require(wide, name, group[name], "'float32', 'float64' or None")
+    for name in ("use_nesterov", "dampening"):
+        idle = bool(group[name]) and constant("momentum", dials["momentum"])
+        require(not idle, name, group[name], "left out while momentum is 0")
 
 
 def _solver(group: Mapping[str, Any]) -> Solver:

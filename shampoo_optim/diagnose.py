@@ -12,6 +12,7 @@ from shampoo_fn.layout import spans
 from shampoo_fn.lift import norms_of_stack
 from shampoo_fn.symmetric import unpacked
 from shampoo_fn.tree import flatten
+from shampoo_fn.validate import require
 from shampoo_optim.chunks import owners
 from shampoo_optim.groups import real
 from shampoo_optim.shampoo import Shampoo
@@ -46,6 +47,8 @@ class Diagnosis:
     def __str__(self) -> str:
         table = [list(COLUMNS), *([_shown(row[column]) for column in COLUMNS] for row in self.rows)]
         widths = [max(map(len, column)) for column in zip(*table, strict=True)]
+        if not self.rows:
+            return "no parameter has a state yet: take a step first"
         lines = ["  ".join(cell.rjust(width) for cell, width in zip(line, widths, strict=True)) for line in table]
         return "\n".join(lines)
 
@@ -70,6 +73,7 @@ class Diagnosis:
 @torch.no_grad()
 def diagnose(optimizer: Shampoo) -> Diagnosis:
     """Read the state of every parameter that has one, as far as this process holds it; an eigendecomposition per factor."""
+    require(isinstance(optimizer, Shampoo), "optimizer", optimizer, "a shampoo_optim.Shampoo")
     rows: dict[str, Row] = {}
     spectra: dict[str, Tensor] = {}
     for storage, group in optimizer.stacked.held():
@@ -121,7 +125,9 @@ def _graft_ratios(storage: Storage, *, maximize: bool) -> dict[str, float]:
     if any(hasattr(param, "device_mesh") for param in storage.params):
         return {}  # the blocks' gradients are on other ranks
     named = dict(zip(storage.names, storage.params, strict=True))
-    grads = {name: real(p.grad) for name, p in named.items() if p.grad is not None and p.grad.layout is torch.strided}
+    grads = {
+        name: real(p.grad.resolve_conj()) for name, p in named.items() if p.grad is not None and p.grad.layout is torch.strided
+    }
     # a look at what a step would refuse as well
     work = unchecked_work(storage, {name: real(p) for name, p in named.items()}, grads, maximize=maximize)
     ratios: dict[str, float] = {}

@@ -17,7 +17,7 @@ def real(tensor: Tensor) -> Tensor:
     """A complex parameter or gradient [...] as the view [..., 2] of its real and imaginary parts; any other as it is."""
     if not tensor.is_complex() or tensor.layout != torch.strided:
         return tensor
-    return torch.view_as_real(tensor.resolve_conj())
+    return torch.view_as_real(tensor)
 
 
 def params_of(groups: Iterable[Mapping[str, Any]]) -> Iterator[Any]:

@@ -29,8 +29,10 @@ def loaded_groups(groups: list[Group], saved: list[Group], defaults: Group) -> l
                 "it is of another model"
             )
     kept = ("params", "param_names")
+    # with `config=` it is the config that says what an option of the checkpoint would
+    left = ("params", *(name for name in DEFAULTS if name not in defaults))
     return [
-        defaults | {k: mine[k] for k in kept if k in mine} | plain({k: v for k, v in theirs.items() if k != "params"})
+        defaults | {k: mine[k] for k in kept if k in mine} | plain({k: v for k, v in theirs.items() if k not in left})
         for mine, theirs in zip(groups, saved, strict=True)
     ]
 

@@ -2,6 +2,8 @@
 
 Until `start_preconditioning_step` the new one takes the steps of the old one; from there on their length stays, block by
 block, and Shampoo says where they go. What cannot be handed over (`amsgrad`, ...) raises; the old state is left behind.
+Schedulers that cycle a momentum (OneCycleLR, CyclicLR) take `betas` where there are any: pass them `cycle_momentum=False` with
+what was an SGD or an RMSprop.
 """
 
 from collections.abc import Callable, Mapping
@@ -31,7 +33,10 @@ def options_like(optimizer: Optimizer) -> tuple[dict[str, Any], list[dict[str, A
         )
 
     def translated(group: Group) -> dict[str, Any]:
-        common = {"lr": group["lr"], "weight_decay": group["weight_decay"], "maximize": group.get("maximize", False)}
+        if group.get("differentiable"):
+            raise ValueError("differentiable=True: must be False; take steps that are differentiated with shampoo_fn.update")
+        lr = group["lr"].clone() if isinstance(group["lr"], torch.Tensor) else group["lr"]  # a scheduler writes into it
+        common = {"lr": lr, "weight_decay": group["weight_decay"], "maximize": group.get("maximize", False)}
         return common | translate(group)
 
     groups = []
@@ -42,8 +47,9 @@ def options_like(optimizer: Optimizer) -> tuple[dict[str, Any], list[dict[str, A
 
 
 def _sgd(group: Group) -> dict[str, Any]:
-    # the first step of torch.optim.SGD is not dampened, ours is like every other
-    _require_off(group, "dampening", 0)
+    if group["momentum"]:  # or it has no effect
+        why = "0: torch.optim.SGD does not dampen its first step, Shampoo(dampening=...) dampens every step"
+        require(group["dampening"] == 0, "dampening", group["dampening"], why)
     momentum = {"momentum": group["momentum"], "use_nesterov": group["nesterov"]}
     return {"grafting_type": "SGD", "betas": (0.0, _BETA2), "adam_w_mode": False, **momentum}
 

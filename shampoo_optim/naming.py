@@ -17,14 +17,21 @@ _FINAL = {
 
 
 def parameter_name(groups: Sequence[Mapping[str, Any]], number: int, index: int) -> str:
-    """The name of a parameter of a group: the one it was given, behind its place if another had it before; else its place."""
-    names = groups[number].get("param_names")
+    """The name of a parameter of a group: the one it was given, its place behind it if another had it before; else its place.
+
+    Such a place in brackets is no part of the name to the globs of `shampoo_fn.When`. ValueError if not all have a name.
+    """
+    names, params = groups[number].get("param_names"), groups[number]["params"]
     if not names:
         return f"group{number}.param{index}"
-    name = names[index]  # such as that of a generator, and then of a discriminator
-    if any(name in group.get("param_names", ()) for group in groups[:number]):
-        return f"{number}.{index}.{name}"
-    return str(name) if names.index(name) == index else f"{index}.{name}"
+    if len(names) != len(params):
+        raise ValueError(
+            f"group {number} has {len(params)} parameters and {len(names)} names: change its 'param_names' together with its "
+            "'params', or delete it"
+        )
+    name = str(names[index])  # such as that of a generator, and then of a discriminator
+    taken = names.index(name) != index or any(name in group.get("param_names", ()) for group in groups[:number])
+    return f"{name} [{number}.{index}]" if taken else name
 
 
 def warn_of_embedding(group: Mapping[str, Any], number: int) -> None:

@@ -1,7 +1,7 @@
 """The options of a parameter group: their defaults, in this one place, and the plain values they are kept as.
 
-A group holds numbers, strings, bools, None and tensors only, so that `torch.load(weights_only=True)` and
-`torch.distributed.checkpoint` read it: enums and dtypes are kept as their names.
+A group holds numbers, strings, bools, None, tuples and dicts of these, and tensors only, so that
+`torch.load(weights_only=True)` and `torch.distributed.checkpoint` read it: enums and dtypes are kept as their names.
 """
 
 import inspect
@@ -139,6 +139,10 @@ def scalar(name: str, value: Any) -> Any:
 
 def _plain(name: str, value: Any) -> Any:
     value = _native(value)
+    if isinstance(value, Mapping):  # of exponents, by order
+        value = {
+            key: tuple(map(_native, each)) if isinstance(each, list | tuple) else _native(each) for key, each in value.items()
+        }
     scalar(name, value)  # kept as it is, since schedulers write into the tensor that they were given
     if name in _NUMBERS or (name == "beta3" and value is not None):
         _check_number(name, value)
@@ -163,8 +167,10 @@ def _plain(name: str, value: Any) -> Any:
 
 
 def _native(value: Any) -> Any:
-    # `torch.load(weights_only=True)` does not know numpy's own
-    return value if isinstance(value, Tensor) or getattr(value, "shape", None) != () else value.item()
+    # `torch.load(weights_only=True)` knows neither numpy's own numbers nor fractions
+    if not isinstance(value, Tensor) and getattr(value, "shape", None) == ():
+        return value.item()
+    return float(value) if isinstance(value, Real) and not isinstance(value, int | float) else value
 
 
 def _check_number(field: str, value: Any) -> None:

@@ -67,6 +67,7 @@ class Shampoo(Optimizer):
         given = {**options, **({} if lr is None else {"lr": lr})}
         if distributed is not None:
             proper = callable(getattr(distributed, "place", None))
+            proper = proper and not isinstance(distributed, type)
             require(proper, "distributed", distributed, "None or a Distribution, such as shampoo_optim.distributed.Scattered()")
             self.__dict__[DISTRIBUTION] = distributed
         super().__init__(params, plain(known | given) | ({} if config is None else {"config": config}))
@@ -78,7 +79,11 @@ class Shampoo(Optimizer):
         Same lr, betas, eps and weight decay; other `options` as in the constructor. Raises TypeError for any other optimizer,
         ValueError for an option of it without a counterpart here, such as `amsgrad`. See `migrate.py`.
         """
+        if "config" in options:
+            raise TypeError("Shampoo.like(optimizer) takes its options from the optimizer: write Shampoo(params, config=...)")
         defaults, groups = options_like(optimizer)
+        if "lr" in options:  # a scheduler would begin with the other optimizer's
+            groups = [{name: value for name, value in group.items() if name != "initial_lr"} for group in groups]
         changed = {name: value for name, value in plain(options).items() if name in DEFAULTS}
         return cls([group | changed for group in groups], distributed=distributed, **{**defaults, **options})
 
@@ -159,8 +164,10 @@ class Shampoo(Optimizer):
         self._settle()  # options written since the last step
         for group in self.param_groups:
             check_shapes(self.__dict__.get(SHAPES, {}), group, self.state)
-        own = self.state
-        self.state = type(own)(dict, self.placement.shown(own, self._base))
+        own, shown = self.state, self.placement.shown(self.state, self._base)
+        if shown is own:
+            return super().state_dict()
+        self.state = type(own)(dict, shown)
         try:
             return super().state_dict()
         finally:

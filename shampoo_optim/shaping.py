@@ -38,10 +38,15 @@ def check_shapes(shapes: Shapes, group: Mapping[str, Any], states: Mapping[Any, 
 
 
 def remember_shapes(shapes: Shapes, group: Mapping[str, Any], params: Iterable[Tensor], states: Mapping[Any, Any]) -> None:
-    """Take down what states of these parameters are made under, and let go of parameters that have none."""
+    """Take down what states of these parameters are made under."""
+    release_shapes(shapes, states)
+    shapes.update(dict.fromkeys(params, shape(group)))
+
+
+def release_shapes(shapes: Shapes, states: Mapping[Any, Any]) -> None:
+    """Let go of parameters that have no state."""
     for gone in [param for param in shapes if not states.get(param)]:
         del shapes[gone]
-    shapes.update(dict.fromkeys(params, shape(group)))
 
 
 def shape(group: Mapping[str, Any]) -> dict[str, Hashable]:

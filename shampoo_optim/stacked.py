@@ -10,7 +10,7 @@ from shampoo_fn import Config
 from shampoo_optim.groups import by_device
 from shampoo_optim.naming import parameter_name
 from shampoo_optim.placement import Placement
-from shampoo_optim.shaping import Shapes, check_shapes, remember_shapes
+from shampoo_optim.shaping import Shapes, check_shapes, release_shapes, remember_shapes
 from shampoo_optim.storage import Members, Storage
 from shampoo_optim.structure import Structure, structure
 
@@ -32,6 +32,7 @@ class Stacked(NamedTuple):
         """Let go of what belongs to groups that are no more."""
         for gone in [key for key in self.kept if key[0] >= len(self.groups)]:
             del self.kept[gone]
+            release_shapes(self.shapes, self.state)
 
     def of(self, number: int) -> Iterator[tuple[Storage, list[Tensor]]]:
         """The storages of a group, device by device, and its parameters: those with a gradient or a state."""

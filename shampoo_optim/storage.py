@@ -66,6 +66,9 @@ class Storage:
         self.graphs: dict[str, Any] = {}  # by stack, see `walks.py`
         self.dials = _dials(group, self.params[0].device)
         self.config = configured(group, base, self.dials)
+        for name, param in params.items():
+            if param.is_conj():
+                raise TypeError(f"parameter {name!r} is a view of conjugates: nothing can be added to it; use .resolve_conj()")
         reals = {name: real(param) for name, param in params.items()}
         self.plan, self.state = begin(reals, self.config)
         self.descriptions = [_description(param) for param in self.params]

@@ -52,7 +52,7 @@ class Work(NamedTuple):
 def local_work(storage: Storage, params: Sequence[Tensor], *, maximize: bool) -> Work:
     """The step of these parameters, one for each of the storage's names, here."""
     named = dict(zip(storage.names, params, strict=True))
-    grads = {name: real(param.grad) for name, param in named.items() if param.grad is not None}
+    grads = {name: real(param.grad.resolve_conj()) for name, param in named.items() if param.grad is not None}
     return work_on(storage, {name: real(param) for name, param in named.items()}, grads, maximize=maximize)
 
 

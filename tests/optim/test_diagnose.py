@@ -109,3 +109,10 @@ def test_it_plots() -> None:
     spectra, ages = diagnose(optimizer).plot().axes
     assert len(spectra.lines) > 4
     assert len(ages.patches) == 4  # matrices only
+
+
+def test_what_cannot_be_diagnosed_is_said() -> None:
+    param = torch.nn.Parameter(torch.ones(3, 3))
+    with pytest.raises(ValueError, match=r"must be a shampoo_optim\.Shampoo"):
+        diagnose(torch.optim.AdamW([param]))  # type: ignore[arg-type]
+    assert str(diagnose(Shampoo([param]))) == "no parameter has a state yet: take a step first"

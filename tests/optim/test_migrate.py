@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch.optim import SGD, Adagrad, Adam, AdamW, Optimizer, RMSprop
 
+from shampoo_fn import shampoo
 from shampoo_optim import Shampoo
 from tests.optim.support import grads_for, parameters, snapshot, walk
 
@@ -64,3 +65,31 @@ def test_what_cannot_be_handed_over_is_refused() -> None:
             Shampoo.like(theirs)
     with pytest.raises(TypeError, match="Adadelta"):
         Shampoo.like(torch.optim.Adadelta(params))
+
+
+def test_another_rate_is_not_undone_by_a_scheduler() -> None:
+    param = torch.nn.Parameter(torch.ones(3, 3))
+    old = torch.optim.AdamW([param], lr=1e-3)
+    torch.optim.lr_scheduler.LambdaLR(old, lambda t: 1.0)
+    for given, expected in (({}, 1e-3), ({"lr": 0.02}, 0.02)):
+        new = Shampoo.like(old, **given)
+        torch.optim.lr_scheduler.LambdaLR(new, lambda t: 1.0)
+        assert new.param_groups[0]["lr"] == expected
+
+
+def test_a_tensor_rate_is_each_optimizers_own() -> None:
+    old = torch.optim.AdamW([torch.nn.Parameter(torch.ones(3, 3))], lr=torch.tensor(1e-3), foreach=False)
+    new = Shampoo.like(old)
+    old.param_groups[0]["lr"].fill_(1.0)
+    assert new.param_groups[0]["lr"] == 1e-3
+
+
+def test_what_has_no_effect_is_no_hindrance() -> None:
+    params = [torch.nn.Parameter(torch.ones(3, 3))]
+    assert Shampoo.like(torch.optim.SGD(params, 0.1, dampening=0.5)).defaults["dampening"] == 0
+    with pytest.raises(ValueError, match=r"dampening=0\.5: must be 0: torch\.optim\.SGD does not dampen its first"):
+        Shampoo.like(torch.optim.SGD(params, 0.1, momentum=0.9, dampening=0.5))
+    with pytest.raises(ValueError, match="differentiable=True: must be False"):
+        Shampoo.like(torch.optim.AdamW(params, differentiable=True))
+    with pytest.raises(TypeError, match=r"takes its options from the optimizer: write Shampoo\(params, config"):
+        Shampoo.like(torch.optim.AdamW(params), config=shampoo())  # type: ignore[call-arg]

@@ -4,9 +4,11 @@ import copy
 import gc
 import io
 import pickle
+import re
 import warnings
 import weakref
 from collections.abc import Callable
+from fractions import Fraction
 from typing import Any
 
 import numpy as np
@@ -17,6 +19,7 @@ from shampoo_fn import shampoo
 from shampoo_optim import GraftingType, Shampoo, diagnose
 from shampoo_optim.options import DEFAULTS
 from tests.optim.support import BUSY, grads_for, parameters, snapshot, walk
+from tests.support import assert_identical
 
 AT_ONCE: dict[str, Any] = {
     "lr": 0.2,
@@ -389,3 +392,50 @@ def test_a_nameless_parameter_that_looks_like_an_embedding_is_warned_of() -> Non
         Shampoo([gates])
         Shampoo([vocabulary], diagonal=())
         Shampoo([{"params": [vocabulary], "diagonal": "*"}, {"params": [gates]}])
+
+
+WRONG: list[tuple[str, Any, str]] = [
+    *(("grafting_epsilon", wrong, "a finite number > 0") for wrong in (0.0, "x", None, torch.tensor(1e-8))),
+    *(("grafting_rms", wrong, "a finite number > 0") for wrong in (-1.0, "x", float("nan"))),
+    *(("grafting_beta2", wrong, "a number in [0, 1)") for wrong in (1.0, 5.0, torch.tensor(2.0))),
+    *(("epsilon", wrong, "a finite number >= 0") for wrong in ("x", None, -1.0)),
+    *(("relative_epsilon", wrong, "a finite number >= 0") for wrong in ("1e-6", -1.0)),
+    *((name, "bfloat16", "'float32', 'float64' or None") for name in ("root_inv_dtype", "preconditioner_dtype")),
+    ("use_nesterov", True, "left out while momentum is 0"),
+    ("dampening", 0.5, "left out while momentum is 0"),
+    *(("diagonal", wrong, "a glob") for wrong in (3, ["a", 3])),
+    ("exponent", (0.5, 0.25), "one value, or a mapping"),
+    *(("compile", wrong, "True, False or the name of a backend") for wrong in ("nope", 3)),
+    *(("lr", torch.tensor(wrong), "a finite number >= 0") for wrong in (-1.0, float("nan"))),
+    ("momentum", torch.tensor(1.5), "a number in [0, 1)"),
+    ("weight_decay", torch.tensor(-1.0), "a finite number >= 0"),
+]
+
+
+@pytest.mark.parametrize(("name", "value", "allowed"), WRONG, ids=str)
+def test_a_wrong_value_is_refused_under_the_name_of_the_option(name: str, value: Any, allowed: str) -> None:
+    params = parameters()
+    with pytest.raises(ValueError, match=rf"^{name}=.*must be {re.escape(allowed)}"):
+        Shampoo(params.values(), **{name: value})
+    if name == "lr":  # a schedule may end a rounding error below zero
+        return
+    optimizer = Shampoo(params.values())
+    walk(optimizer, params, grads_for(params, 1))
+    before = snapshot(params, optimizer)
+    optimizer.param_groups[0][name] = value
+    with pytest.raises(ValueError, match=rf"^{name}=.*must be"):
+        walk(optimizer, params, grads_for(params, 1))
+    assert_identical(snapshot(params, optimizer), before)
+
+
+def test_fractions_and_mappings_survive_a_checkpoint() -> None:
+    params = parameters()
+    exponent = {2: Fraction(1, 4), 3: [Fraction(1, 2), np.float32(0.25), 0]}
+    optimizer = Shampoo(params.values(), lr=Fraction(1, 10), exponent=exponent, diagonal=None)  # type: ignore[arg-type]
+    walk(optimizer, params, grads_for(params, 2))
+    file = io.BytesIO()
+    torch.save(optimizer.state_dict(), file)
+    file.seek(0)
+    group = torch.load(file, weights_only=True)["param_groups"][0]
+    assert group["lr"] == 0.1
+    assert group["exponent"] == {2: 0.25, 3: (0.5, 0.25, 0)}

@@ -1,5 +1,7 @@
 """What users do around an optimizer: autocast, several models in one list, groups that come and go, options by other hands."""
 
+import gc
+import weakref
 from typing import Any
 
 import numpy as np
@@ -9,7 +11,8 @@ from torch import nn
 from torch.nn import Parameter
 
 from shampoo_fn import Chain, Config, Kronecker, Preconditioned, Scale, shampoo
-from shampoo_optim import Shampoo
+from shampoo_optim import Shampoo, diagnose
+from shampoo_optim.distributed import Scattered
 from tests.optim.support import grads_for, parameters, snapshot, walk
 
 SHAPES = {"first": (6, 4), "second": (6, 4), "bias": (5,)}
@@ -194,3 +197,98 @@ def test_a_cuda_graph_is_refused_before_anything_moves(monkeypatch: pytest.Monke
     with pytest.raises(RuntimeError, match=r"cannot be captured .* shampoo_fn\.update"):
         optimizer.step()
     assert torch.equal(param, torch.ones(4, 3))
+
+
+def two_models() -> list[torch.nn.Module]:
+    parts = [{"token": torch.nn.Embedding(5, 4), "body": torch.nn.Linear(4, 4, bias=False)} for _ in range(2)]
+    return [torch.nn.ModuleDict(each) for each in parts]
+
+
+@pytest.mark.parametrize("together", [False, True])
+def test_globs_see_the_names_of_a_second_model(together: bool) -> None:
+    models = two_models()
+    named = [list(model.named_parameters()) for model in models]
+    groups: Any = [*named[0], *named[1]] if together else [{"params": each} for each in named]
+    optimizer = Shampoo(groups, diagonal=("token.*", "head.weight"))
+    params = [param for model in models for param in model.parameters()]
+    for param in params:
+        param.grad = torch.ones_like(param)
+    optimizer.step()
+    assert ["factors.0" in optimizer.state[param] for param in params] == [False, True] * 2
+    assert {"token.weight", "body.weight"} < diagnose(optimizer).as_dict().keys()
+    assert len(diagnose(optimizer).rows) == 4
+    if not together:
+        optimizer.param_groups.pop(0)
+        optimizer.step()
+
+
+def test_names_told_apart_are_nobody_elses() -> None:
+    first, second = (torch.nn.Parameter(torch.ones(3, 3)) for _ in range(2))
+    others = [torch.nn.Parameter(torch.ones(3, 3)) for _ in range(2)]
+    optimizer = Shampoo([("w", first), ("3.w", others[0]), ("0.3.w", others[1]), ("w", second)])
+    for param in (first, second, *others):
+        param.grad = torch.ones_like(param)
+    optimizer.step()
+    assert len(diagnose(optimizer).rows) == 4
+
+
+def test_names_follow_the_parameters_of_a_group_or_it_says_so() -> None:
+    layer = torch.nn.Linear(3, 3)
+    optimizer = Shampoo(layer.named_parameters())
+    added = torch.nn.Parameter(torch.ones(3, 3))
+    added.grad = torch.ones_like(added)
+    optimizer.param_groups[0]["params"].append(added)
+    with pytest.raises(ValueError, match="group 0 has 3 parameters and 2 names: change its 'param_names'"):
+        optimizer.step()
+    optimizer.param_groups[0]["param_names"].append("added")
+    optimizer.step()
+    assert added.ne(1).any()
+
+
+def test_a_removed_parameter_is_let_go_of() -> None:
+    kept, removed = (torch.nn.Parameter(torch.ones(3, 3)) for _ in range(2))
+    optimizer = Shampoo([{"params": [kept]}, {"params": [removed]}])
+    for param in (kept, removed):
+        param.grad = torch.ones_like(param)
+    optimizer.step()
+    optimizer.param_groups.pop()
+    del optimizer.state[removed]
+    gone = weakref.ref(removed)
+    del removed, param
+    optimizer.step()
+    gc.collect()
+    assert gone() is None
+
+
+def test_a_hook_before_a_state_dict_sees_the_state() -> None:
+    param = torch.nn.Parameter(torch.ones(3, 3))
+    optimizer = Shampoo([param])
+    param.grad = torch.ones_like(param)
+    optimizer.step()
+    optimizer.register_state_dict_pre_hook(lambda optimizer: optimizer.state.clear())
+    assert not optimizer.state_dict()["state"]
+    assert not optimizer.state
+
+
+def test_a_config_is_not_overruled_by_the_options_of_a_checkpoint() -> None:
+    param = torch.nn.Parameter(torch.ones(3, 3))
+    param.grad = torch.ones_like(param)
+    optimizer = Shampoo([param], lr=0.1, weight_decay=0.5)
+    optimizer.step()
+    other = Shampoo([param], config=shampoo(0.2))
+    other.load_state_dict(optimizer.state_dict())
+    assert other.param_groups[0].keys() == {"params", "lr", "maximize", "compile", "statistics_precision"}
+    assert other.param_groups[0]["lr"] == 0.1
+    other.step()
+
+
+def test_a_parameter_that_is_a_view_of_conjugates_is_refused_by_name() -> None:
+    param = torch.nn.Parameter(torch.ones(3, 3, dtype=torch.complex64).conj())
+    param.grad = torch.ones_like(param)
+    with pytest.raises(TypeError, match=r"'wave' is a view of conjugates.*resolve_conj"):
+        Shampoo([("wave", param)]).step()
+
+
+def test_a_class_is_no_distribution() -> None:
+    with pytest.raises(ValueError, match=r"distributed=.*such as"):
+        Shampoo([torch.ones(2)], distributed=Scattered)  # type: ignore[arg-type]
