@@ -97,7 +97,9 @@ def plot(found: Mapping[str, Mapping[str, Mapping[str, float]]], path: Path) -> 
 
 def main(arguments: Sequence[str] | None = None) -> dict[str, dict[str, dict[str, float]]]:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="the smallest model alone, nothing compiled")
+    parser.add_argument(
+        "--quick", action="store_true", help="the smallest model alone, nothing compiled; into memory_quick.json"
+    )
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--results", type=Path, default=RESULTS)
     given = parser.parse_args(arguments)
@@ -115,8 +117,9 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, dict[str, dict[str
         )
     given.results.mkdir(parents=True, exist_ok=True)
     record = {"torch": torch.__version__, "threads": given.threads, "models": found}
-    (given.results / "memory.json").write_text(json.dumps(record, indent=1))
-    plot(found, given.results / "memory.png")
+    name = "memory_quick" if given.quick else "memory"
+    (given.results / f"{name}.json").write_text(json.dumps(record, indent=1))
+    plot(found, given.results / f"{name}.png")
     return found
 
 

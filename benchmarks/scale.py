@@ -24,6 +24,8 @@ from benchmarks.shapes import MODELS
 from benchmarks.simulation import MODES, Problem
 
 RANKS = [2**power for power in range(13)]
+RESULTS, PICTURE = Path("benchmarks/results/scale.csv"), Path("docs/scale.png")
+QUICK = RESULTS.with_stem("scale_quick")
 QUICK_MODELS = ("GPT-2 124M", "ResNet-50")
 Row = dict[str, Any]
 
@@ -68,6 +70,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     models, ranks = (QUICK_MODELS, RANKS[::3]) if options.quick else (tuple(MODELS), RANKS)
     rows = simulated(models, ranks, machine, interval=options.interval, staggered=options.staggered)
     cadence = f"roots every {options.interval} steps, {'staggered' if options.staggered else 'all at one step'}"
+    if options.quick:  # beside what the documents show, not over it
+        options.out = options.out or QUICK.with_suffix(".png")
+        options.results = options.results or QUICK
+    options.out, options.results = options.out or PICTURE, options.results or RESULTS
     write(rows, asdict(machine) | {"interval": options.interval, "staggered": options.staggered}, options.results)
     plot(rows, options.out, title="Simulated optimizer step against ranks", subtitle=_said(machine, cadence))
     print(table(rows))
@@ -88,8 +94,8 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--staggered", action="store_true", help="a turn of its own for each block")
     for field in fields(Machine):
         parser.add_argument(f"--{field.name}", type=float, default=field.default, help="see machine.py; default %(default)g")
-    parser.add_argument("--out", type=Path, default=Path("docs/scale.png"), help="the picture")
-    parser.add_argument("--results", type=Path, default=Path("benchmarks/results/scale.csv"), help="CSV; JSON beside it")
+    parser.add_argument("--out", type=Path, help=f"the picture; {PICTURE}, with --quick beside the results")
+    parser.add_argument("--results", type=Path, help=f"CSV; JSON beside it; {RESULTS}, with --quick {QUICK.name}")
     return parser
 
 

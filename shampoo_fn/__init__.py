@@ -1,47 +1,80 @@
 """Shampoo for PyTorch as pure functions: `init_state(params, config)`, `update(grads, state, config, params)`."""
 
-from shampoo_fn.blocking import Blocking as Blocking
-from shampoo_fn.by_shape import ByShape as ByShape
-from shampoo_fn.by_shape import When as When
-from shampoo_fn.cadence import Cadence as Cadence
-from shampoo_fn.chain import Chain as Chain
-from shampoo_fn.checkpoint import from_dict as from_dict
-from shampoo_fn.checkpoint import to_dict as to_dict
-from shampoo_fn.config import Config as Config
-from shampoo_fn.config import is_due as is_due
-from shampoo_fn.diagonal import Adagrad as Adagrad
-from shampoo_fn.diagonal import Adam as Adam
-from shampoo_fn.diagonal import RMSprop as RMSprop
-from shampoo_fn.ema import EMA as EMA
-from shampoo_fn.graft import FixedRMS as FixedRMS
-from shampoo_fn.graft import Graft as Graft
-from shampoo_fn.kronecker import Kronecker as Kronecker
-from shampoo_fn.momentum import Momentum as Momentum
-from shampoo_fn.preconditioned import Preconditioned as Preconditioned
-from shampoo_fn.preconditioner import Identity as Identity
-from shampoo_fn.preconditioner import Preconditioner as Preconditioner
-from shampoo_fn.preconditioner import RootState as RootState
-from shampoo_fn.recipe import shampoo as shampoo
-from shampoo_fn.roots.auto import Auto as Auto
-from shampoo_fn.roots.eigh import Eigh as Eigh
-from shampoo_fn.roots.minimax import Minimax as Minimax
-from shampoo_fn.roots.newton import CoupledNewton as CoupledNewton
-from shampoo_fn.roots.pseudo_inverse import PseudoInverse as PseudoInverse
-from shampoo_fn.roots.rational import Rational as Rational
-from shampoo_fn.roots.solver import Roots as Roots
-from shampoo_fn.roots.solver import Solver as Solver
-from shampoo_fn.scale import Scale as Scale
-from shampoo_fn.solve import Job as Job
-from shampoo_fn.solve import Solve as Solve
-from shampoo_fn.solve import batched as batched
-from shampoo_fn.state import BlockState as BlockState
-from shampoo_fn.state import State as State
-from shampoo_fn.state import init_state as init_state
-from shampoo_fn.transform import Clock as Clock
-from shampoo_fn.transform import Transform as Transform
-from shampoo_fn.update import accumulate as accumulate
-from shampoo_fn.update import apply_updates as apply_updates
-from shampoo_fn.update import precondition as precondition
-from shampoo_fn.update import refresh as refresh
-from shampoo_fn.update import update as update
-from shampoo_fn.weight_decay import WeightDecay as WeightDecay
+from shampoo_fn.blocking import Blocking
+from shampoo_fn.by_shape import ByShape, When
+from shampoo_fn.cadence import Cadence
+from shampoo_fn.chain import Chain
+from shampoo_fn.checkpoint import from_dict, to_dict
+from shampoo_fn.config import Config, is_due
+from shampoo_fn.diagonal import Adagrad, Adam, RMSprop
+from shampoo_fn.ema import EMA
+from shampoo_fn.graft import FixedRMS, Graft
+from shampoo_fn.kronecker import Kronecker
+from shampoo_fn.modes import ModeOptions
+from shampoo_fn.momentum import Momentum
+from shampoo_fn.preconditioned import Preconditioned
+from shampoo_fn.preconditioner import Identity, Preconditioner, RootState
+from shampoo_fn.recipe import shampoo
+from shampoo_fn.roots.auto import Auto
+from shampoo_fn.roots.eigh import Eigh
+from shampoo_fn.roots.minimax import Minimax
+from shampoo_fn.roots.newton import CoupledNewton
+from shampoo_fn.roots.pseudo_inverse import PseudoInverse
+from shampoo_fn.roots.rational import Rational
+from shampoo_fn.roots.solver import Roots, Solver
+from shampoo_fn.scale import Scale
+from shampoo_fn.solve import Job, Solve, batched
+from shampoo_fn.state import BlockState, State, init_state
+from shampoo_fn.transform import Clock, Transform, Value
+from shampoo_fn.update import accumulate, apply_updates, precondition, refresh, update
+from shampoo_fn.weight_decay import WeightDecay
+
+__all__ = [
+    "EMA",
+    "Adagrad",
+    "Adam",
+    "Auto",
+    "BlockState",
+    "Blocking",
+    "ByShape",
+    "Cadence",
+    "Chain",
+    "Clock",
+    "Config",
+    "CoupledNewton",
+    "Eigh",
+    "FixedRMS",
+    "Graft",
+    "Identity",
+    "Job",
+    "Kronecker",
+    "Minimax",
+    "ModeOptions",
+    "Momentum",
+    "Preconditioned",
+    "Preconditioner",
+    "PseudoInverse",
+    "RMSprop",
+    "Rational",
+    "RootState",
+    "Roots",
+    "Scale",
+    "Solve",
+    "Solver",
+    "State",
+    "Transform",
+    "Value",
+    "WeightDecay",
+    "When",
+    "accumulate",
+    "apply_updates",
+    "batched",
+    "from_dict",
+    "init_state",
+    "is_due",
+    "precondition",
+    "refresh",
+    "shampoo",
+    "to_dict",
+    "update",
+]

@@ -53,7 +53,7 @@ class Options(TypedDict, total=False):
     merge_dims: bool
     large_dim_method: str  # "block", "diagonal" or "adagrad"
     vectors: str
-    diagonal: str | tuple[str, ...]
+    diagonal: str | tuple[str, ...] | None
     nonfinite: str
     maximize: bool
     compile: bool | str  # whether to run steps as graphs; a string names the backend of torch.compile

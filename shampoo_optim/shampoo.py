@@ -35,11 +35,12 @@ DISTRIBUTION = "_distribution"  # absent for one process
 class Shampoo(Optimizer):
     """Shampoo with grafting, like `torch.optim.AdamW`: `Shampoo(model.named_parameters(), lr=0.01, weight_decay=0.1)`.
 
-    Options (`options.Options`, with their defaults in `options.DEFAULTS`) hold for all groups that do not say otherwise, and
-    are read from the group at every step: `param_groups[0]["lr"] = 0.1` takes effect at once, as if it had been given so. Those
-    that shape the state (`options.SHAPING`, and whether betas[0], momentum are 0 and betas[1] is 1) raise if changed once there
-    is a state. Alternatively `config`, any `shampoo_fn.Config`, says everything; groups then have `lr` and `options.NO_CONFIG`
-    alone. `distributed` spreads the work over processes: a `Distribution`, such as `distributed.Scattered()`.
+    Options (`shampoo_optim.Options`; docs/options.md explains each, with its default) hold for all groups that do not say
+    otherwise, and are read from the group at every step: `param_groups[0]["lr"] = 0.1` takes effect at once, as if it had been
+    given so. Those that shape the state (dtypes, blocks, names, the kind of grafting; whether betas[0], momentum are 0 and
+    betas[1] is 1) raise if changed once there is a state. Alternatively `config`, any `shampoo_fn.Config`, says everything but
+    `lr`, `maximize`, `compile` and `statistics_precision`. `distributed` spreads the work over processes: a `Distribution`,
+    such as `distributed.Scattered()`.
 
     Pass `model.named_parameters()`, not `model.parameters()`: embeddings and output heads, which do better by the diagonal
     method, are found by their names alone (the globs of `diagonal`). Without names they get Kronecker factors like any other

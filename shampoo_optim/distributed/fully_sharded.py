@@ -57,6 +57,7 @@ class FullySharded:
         require(self.dtype is None or self.method == "exact", "dtype", self.dtype, "None with 'local', where nothing travels")
 
     def place(self, groups: Groups) -> Placement:
+        """Where the work of an optimizer with these groups is done, see `Distribution`."""
         mesh = mesh_of(groups)
         return ExactShards(groups, mesh, self.dtype) if self.method == "exact" else LocalShards(groups, mesh)
 

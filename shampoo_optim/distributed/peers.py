@@ -7,11 +7,18 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from shampoo_fn.validate import require
+
 
 class OfGroup:
     """A distribution with a `process_group`: the ranks of one run, which is neither copied nor saved with an optimizer."""
 
     process_group: dist.ProcessGroup | None
+
+    def check_group(self) -> None:
+        """Refuse what is no process group; that this process is no member of it is said at the first step."""
+        proper = self.process_group is None or not dist.is_available() or _is_group(self.process_group)
+        require(proper, "process_group", self.process_group, "None or what torch.distributed.new_group returns")
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Self:
         return self  # a process group has no copy: both optimizers work with the same ranks
@@ -23,6 +30,10 @@ class OfGroup:
                 f"save optimizer.state_dict(), or use {type(self).__name__}(), which finds the default group where it is loaded"
             )
         return dict(self.__dict__)
+
+
+def _is_group(value: Any) -> bool:
+    return isinstance(value, dist.ProcessGroup) or value is dist.GroupMember.NON_GROUP_MEMBER
 
 
 class Peers(NamedTuple):

@@ -40,11 +40,13 @@ class Scattered(OfGroup):
     lag: int = 0
 
     def __post_init__(self) -> None:
+        self.check_group()
         check_floating("dtype", self.dtype)
         whole = isinstance(self.lag, int) and not isinstance(self.lag, bool) and self.lag >= 0
         require(whole, "lag", self.lag, "an integer >= 0")
 
     def place(self, groups: Groups) -> Placement:
+        """Where the work of an optimizer with these groups is done, see `Distribution`."""
         peers = Peers.of(self.process_group)
         if peers.size == 1 and not self.lag:
             return Local()

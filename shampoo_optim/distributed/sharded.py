@@ -19,7 +19,7 @@ from torch.optim import Optimizer
 
 from shampoo_fn import Config
 from shampoo_fn.layout import layout
-from shampoo_fn.validate import check_floating
+from shampoo_fn.validate import check_count, check_floating
 from shampoo_optim.distributed.joint import STATUS, check_statuses, together
 from shampoo_optim.distributed.outline import Outbox, Outline, outlines, size_of
 from shampoo_optim.distributed.ownership import Ownership
@@ -47,9 +47,11 @@ class Sharded(OfGroup):
     dtype: torch.dtype | None = None
 
     def __post_init__(self) -> None:
+        self.check_group()
         check_floating("dtype", self.dtype)
 
     def place(self, groups: Groups) -> Placement:
+        """Where the work of an optimizer with these groups is done, see `Distribution`."""
         peers = Peers.of(self.process_group)
         return OwnBlocks(groups, peers, self.dtype) if peers.size > 1 else Local()
 
@@ -57,6 +59,7 @@ class Sharded(OfGroup):
         """Who owns what of each parameter group, at what cost: print them. ranks: None for those of the process group."""
         base: Config | None = optimizer.defaults.get("config")
         size = Peers.of(self.process_group).size if ranks is None else ranks
+        check_count("ranks", size)
         return [share.ownership for share in shares(optimizer.param_groups, base, size)]
 
 

@@ -2,6 +2,7 @@
 
 import copy
 import gc
+import inspect
 import io
 import pickle
 import re
@@ -9,6 +10,7 @@ import warnings
 import weakref
 from collections.abc import Callable
 from fractions import Fraction
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,7 +19,8 @@ import torch
 
 from shampoo_fn import shampoo
 from shampoo_optim import GraftingType, Shampoo, diagnose
-from shampoo_optim.options import DEFAULTS
+from shampoo_optim.configuration import METHODS
+from shampoo_optim.options import DEFAULTS, NO_CONFIG, SHAPING
 from tests.optim.support import BUSY, grads_for, parameters, snapshot, walk
 from tests.support import assert_identical
 
@@ -439,3 +442,16 @@ def test_fractions_and_mappings_survive_a_checkpoint() -> None:
     group = torch.load(file, weights_only=True)["param_groups"][0]
     assert group["lr"] == 0.1
     assert group["exponent"] == {2: 0.25, 3: (0.5, 0.25, 0)}
+
+
+def test_the_table_of_options_is_that_of_the_code() -> None:
+    text = (Path(__file__).parents[2] / "docs" / "options.md").read_text()
+    rows = re.findall(r"^\| `(\w+)` \| `(.*?)` \| (.*) \| (.*)\|$", text, flags=re.MULTILINE)
+    assert {name: default for name, default, *_ in rows} == {name: repr(value) for name, value in DEFAULTS.items()}
+    assert {name for name, _, meaning, _ in rows if "*fixed*" in meaning} == set(SHAPING)
+    known = inspect.signature(shampoo).parameters
+    for name, _, _, other in rows:
+        counterpart = re.match(r"`(\w+)", other)
+        without = name in (*NO_CONFIG, "grafting_beta2", "grafting_epsilon")
+        assert without or (counterpart[1] if counterpart else name) in known
+    assert all(f"`{method}`" in text for method in METHODS)
