@@ -28,17 +28,30 @@ LARGE = 200  # rows, from which on a factor is work for a thread by itself, and 
 
 
 def refresh(storage: Storage, parts: Sequence[Chunk]) -> None:
-    """New roots for the blocks of these chunks that are due. RuntimeError for a factor that failed too often."""
+    """New roots for the blocks of these chunks that are due. RuntimeError as `look`."""
     look(storage)
     refresh_slots(storage, due(storage, parts))
 
 
 def look(storage: Storage) -> None:
-    """See how steps and roots stand, before roots are taken.
-
-    RuntimeError for a factor that failed too often; who goes on, with a larger ridge, has as many attempts again.
-    """
+    """See how steps and roots stand, before roots are taken. RuntimeError as `refuse_failures`, where that had to wait."""
     learn(storage)
+    if not _is_here(storage):
+        refuse_failures(storage)
+
+
+def refuse_before_counting(storage: Storage) -> None:
+    """`refuse_failures` before anything of a step is counted, where the host need not wait to know."""
+    if _is_here(storage):
+        refuse_failures(storage)
+
+
+def _is_here(storage: Storage) -> bool:
+    return storage.params[0].device.type == "cpu"
+
+
+def refuse_failures(storage: Storage) -> None:
+    """RuntimeError for a factor that failed too often; who goes on, with a larger ridge, has as many attempts again."""
     try:
         check_failures(storage.plan, storage.state, storage.config)
     except RuntimeError:
@@ -50,7 +63,7 @@ def look(storage: Storage) -> None:
 def refresh_slots(storage: Storage, wanted: Due) -> None:
     """New roots for these slots."""
     if not _separable(storage, wanted):
-        here = storage.params[0].device.type == "cpu"
+        here = _is_here(storage)
         # solvers on a CPU may have threads of their own: fewer factors at once would leave some without;
         # elsewhere they hold more at once than a step does of a chunk, and chunks are large
         parts = batches(wanted, storage.limit, most_threads()) if here else batches(wanted, storage.limit // 4)

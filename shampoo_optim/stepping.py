@@ -10,6 +10,7 @@ from shampoo_fn.lift import Blocks, guarded, norms_of_stack
 from shampoo_optim.chunks import Chunk
 from shampoo_optim.placement import Placement
 from shampoo_optim.precision import products_in
+from shampoo_optim.refreshing import refuse_before_counting
 from shampoo_optim.turns import count
 from shampoo_optim.walks import walks, write
 from shampoo_optim.work import Work
@@ -20,6 +21,8 @@ def step(works: Sequence[Work], placement: Placement) -> None:
     _refuse_capture()
     if placement.due(works):
         # roots are taken of all chunks together, between two walks through them
+        for work in works:
+            refuse_before_counting(work.storage)
         for work in works:
             accumulate(work)
         placement.refresh(works)

@@ -66,6 +66,7 @@ class Storage:
         self.graphs: dict[str, Any] = {}  # by stack, see `walks.py`
         self.dials = _dials(group, self.params[0].device)
         self.config = configured(group, base, self.dials)
+        self.any_complex = any(param.is_complex() for param in self.params)
         for name, param in params.items():
             if param.is_conj():
                 raise TypeError(f"parameter {name!r} is a view of conjugates: nothing can be added to it; use .resolve_conj()")

@@ -52,8 +52,11 @@ class Work(NamedTuple):
 def local_work(storage: Storage, params: Sequence[Tensor], *, maximize: bool) -> Work:
     """The step of these parameters, one for each of the storage's names, here."""
     named = dict(zip(storage.names, params, strict=True))
-    grads = {name: real(param.grad.resolve_conj()) for name, param in named.items() if param.grad is not None}
-    return work_on(storage, {name: real(param) for name, param in named.items()}, grads, maximize=maximize)
+    grads = {name: param.grad for name, param in named.items() if param.grad is not None}
+    if storage.any_complex:
+        named = {name: real(param) for name, param in named.items()}
+        grads = {name: real(grad.resolve_conj()) for name, grad in grads.items()}
+    return work_on(storage, named, grads, maximize=maximize)
 
 
 def work_on(storage: Storage, named: Mapping[str, Tensor], grads: Mapping[str, Tensor], *, maximize: bool) -> Work:

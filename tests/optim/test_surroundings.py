@@ -14,6 +14,7 @@ from shampoo_fn import Chain, Config, Kronecker, Preconditioned, Scale, shampoo
 from shampoo_optim import Shampoo, diagnose
 from shampoo_optim.distributed import Scattered
 from tests.optim.support import grads_for, parameters, snapshot, walk
+from tests.support import assert_identical
 
 SHAPES = {"first": (6, 4), "second": (6, 4), "bias": (5,)}
 
@@ -114,13 +115,16 @@ def test_after_ten_failures_an_error_and_as_many_attempts_again() -> None:
             optimizer.state[param]["factors.0"].copy_(torch.randn(4, 4, generator=torch.Generator().manual_seed(step)))
         if step == 25:
             optimizer.state[param]["factors.0"].copy_(torch.eye(4))
+        before = snapshot({"w": param}, optimizer)
         try:
             optimizer.step()
         except RuntimeError as error:
             assert "'w'" in str(error)  # noqa: PT017
             errors.append(step)
+            before |= {"w.failures.0": torch.tensor(0), "w.failures.1": torch.tensor(0)}
+            assert_identical(snapshot({"w": param}, optimizer), before)  # a gradient that is given again counts once
     assert errors == [12, 23]
-    assert int(optimizer.state[param]["step"]) == 35
+    assert int(optimizer.state[param]["step"]) == 33
 
 
 def test_like_hands_over_defaults_and_what_others_wrote_into_groups() -> None:
