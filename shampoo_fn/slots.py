@@ -16,7 +16,7 @@ from torch._C import _functorch
 from torch.func import vmap
 
 from shampoo_fn.tracing import is_traced, own_precision
-from shampoo_fn.tree import Tree, leaves, map_tree
+from shampoo_fn.tree import Tree, first_leaf, leaves, map_tree
 
 T = TypeVar("T")
 
@@ -25,11 +25,12 @@ def over_slots(function: Callable[..., T]) -> Callable[..., T]:
     """`vmap(function)` of trees of tensors whose first dimensions are the slots."""
 
     def lifted(*trees: Tree) -> T:
-        tensors = leaves(trees)
-        with own_precision(tensors[0]):
+        first = first_leaf(trees)
+        assert first is not None, trees
+        with own_precision(first):
             if torch.compiler.is_compiling():
-                return _traced(function, trees, tensors)
-            return _eager(function, trees, slots=len(tensors[0]))
+                return _traced(function, trees, leaves(trees))
+            return _eager(function, trees, slots=first.shape[0])
 
     return lifted
 
