@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from benchmarks.study_extras import NoisyRoots, RoundedProducts, ShapedRMS, SmallSide, SparseStatistics
+from benchmarks.study_extras import NoisyRoots, RoundedProducts, ShapedRMS, SmallSide, SparseStatistics, SumOfSides
 from benchmarks.tasks import Job
 from shampoo_fn import (
     Adagrad,
@@ -28,6 +28,7 @@ from shampoo_fn import (
 )
 
 Options = Mapping[str, Any]  # plain values: numbers, strings, lists, None
+EXTRAS = ("elementwise_beta2", "small_side", "sum_of_sides", "statistics_every", "pixels", "rounded")
 
 
 def configuration(job: Job, rate: Callable[[Tensor], Tensor], options: Options) -> Config:
@@ -38,9 +39,7 @@ def configuration(job: Job, rate: Callable[[Tensor], Tensor], options: Options) 
     own |= {name: getattr(torch, own[name]) for name in ("root_dtype", "state_dtype") if name in own}
     own["solver"] = _solver(own)
     own["grafting"] = _grafting(own)
-    extras: dict[str, Any] = {
-        key: own.pop(key) for key in ("elementwise_beta2", "small_side", "statistics_every", "pixels", "rounded") if key in own
-    }
+    extras: dict[str, Any] = {key: own.pop(key) for key in EXTRAS if key in own}
     config = shampoo(rate, **own)
     chain = config.transform
     assert isinstance(chain, Chain)
@@ -96,6 +95,8 @@ def _kronecker(kronecker: Any, extras: Mapping[str, Any]) -> Kronecker:
         given["factors"] = "full"
     if extras.get("small_side"):
         return SmallSide(**given)
+    if extras.get("sum_of_sides"):
+        return SumOfSides(**given)
     if extras.get("statistics_every", 1) > 1:
         return SparseStatistics(**given, every=extras["statistics_every"])
     if "rounded" in extras:

@@ -59,6 +59,24 @@ class SmallSide(Kronecker):
 
 
 @dataclass(frozen=True)
+class SumOfSides(Kronecker):
+    """The sum over the sides of what each does alone, `X_1 u + u X_2`, with exponent 1 `L^-1 u + u R^-1`.
+
+    Of the two inverses, which need no more than a Cholesky factorisation, the usual `L^(-1/2) u R^(-1/2)` is the geometric
+    mean. (Roots are taken here as ever: what this measures is the loss, not the time.)
+    """
+
+    def precondition(self, update: Tensor, state: KroneckerState, clock: Clock) -> Tensor:
+        total = torch.zeros_like(update)
+        for side in state.roots:
+            direction = update
+            for mode in range(update.dim()):
+                direction = contracted(direction, state.roots[side].inverse_root if str(mode) == side else None)
+            total = total + direction
+        return chosen(clock.ready, total, update)
+
+
+@dataclass(frozen=True)
 class RoundedProducts(Kronecker):
     """Shampoo whose products have operands rounded to bfloat16 and sums in float32, on any machine; roots are taken as ever.
 

@@ -36,6 +36,17 @@ KNOBS: dict[str, Experiment] = {
         setting("1/2, smaller side only", small_side=True),
         steps=None,
     ),
+    "sides": Experiment(
+        "One factor instead of two, or the sum of what each does alone, at the strength of 1/2 on both sides: exponent 1.",
+        "gpt",
+        [
+            setting("1/2 on both sides"),
+            setting("1 on the smaller side", small_side=True, exponent=1.0),
+            setting("1 on the smaller side, roots every step", small_side=True, exponent=1.0, precondition_frequency=1),
+            setting("the sum of 1 on either, roots every step", sum_of_sides=True, exponent=1.0, precondition_frequency=1),
+            setting("1/2 on both sides, roots every step", precondition_frequency=1),
+        ],
+    ),
     "candidates": knob(
         "What the best learning rate and more accurate preconditioning give, 300 steps.",
         setting("lr 0.0141", lr=HALF_OCTAVES[1]),

@@ -18,7 +18,7 @@ from benchmarks.study import arguments, main, possible, runs_of
 from benchmarks.study_configuration import configuration
 from benchmarks.study_contenders import train
 from benchmarks.study_experiments import EXPERIMENTS
-from benchmarks.study_extras import NoisyRoots, RoundedProducts, ShapedRMS, SmallSide, SparseStatistics
+from benchmarks.study_extras import NoisyRoots, RoundedProducts, ShapedRMS, SmallSide, SparseStatistics, SumOfSides
 from benchmarks.study_goals import goals
 from benchmarks.study_peers import PEERS, Peer, optimizer_of
 from benchmarks.study_settings import BASE, FRESH, JOB_NAMES, TUNED, TUNING
@@ -270,6 +270,18 @@ def test_products_of_rounded_operands() -> None:
     exact = (left + left.mT) @ grad @ (right + right.mT)
     torch.testing.assert_close(RoundedProducts().precondition(grad, state, clock), exact)
     assert 1e-4 < torch.linalg.matrix_norm(found - exact) / torch.linalg.matrix_norm(exact) < 1e-2
+
+
+def test_a_sum_of_sides_is_what_each_does_alone() -> None:
+    generator = torch.Generator().manual_seed(0)
+    update_, left, right = (torch.randn(shape, generator=generator) for shape in ((4, 3), (4, 4), (3, 3)))
+    state = SumOfSides().init(update_)
+    for mode, root in (("0", left + left.mT), ("1", right + right.mT)):
+        state.roots[mode] = state.roots[mode]._replace(inverse_root=root)
+    expected = (left + left.mT) @ update_ + update_ @ (right + right.mT)
+    torch.testing.assert_close(
+        SumOfSides().precondition(update_, state, Clock(torch.tensor(1), torch.tensor(True), True)), expected
+    )
 
 
 def test_one_side_has_one_factor_and_shapes_have_their_lengths() -> None:
