@@ -12,6 +12,8 @@ from shampoo_fn.transform import Clock, Transform
 from shampoo_fn.tree import Tree
 from shampoo_fn.validate import check_count, require
 
+WRAPPERS = ("_orig_mod", "_checkpoint_wrapped_module")  # of torch.compile, of checkpoint_wrapper
+
 
 @dataclass(frozen=True)
 class When:
@@ -19,7 +21,8 @@ class When:
 
     `name` is a glob over the whole dotted name (`*` any characters, `?` one), or several of which one must match; `order` the
     number of dimensions after merging, or several; `larger_than` demands a merged dimension greater than it. A note in brackets
-    behind a name, as in "weight [1.0]", is no part of it: it tells two parameters of one name apart.
+    behind a name, as in "weight [1.0]", is no part of it: it tells two parameters of one name apart. Nor need a glob say what
+    wrappers add to names: `module.` in front (DDP), `_orig_mod.` (torch.compile), `_checkpoint_wrapped_module.`.
     """
 
     transform: Transform
@@ -37,10 +40,12 @@ class When:
     def matches(self, name: str, shape: tuple[int, ...]) -> bool:
         """Whether the parameter of this name and merged shape meets every condition."""
         name, _, _ = name.partition(" [")
+        inner = ".".join(part for part in name.split(".") if part not in WRAPPERS)
+        seen = (name, inner, inner.removeprefix("module."))
         names = (self.name,) if isinstance(self.name, str) else self.name
         orders = (self.order,) if isinstance(self.order, int) else self.order
         return (
-            any(matches_glob(glob, name) for glob in names)
+            any(matches_glob(glob, each) for glob in names for each in seen)
             and (orders is None or len(shape) in orders)
             and (self.larger_than is None or max(shape, default=0) > self.larger_than)
         )

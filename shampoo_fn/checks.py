@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from shampoo_fn.config import Config
-from shampoo_fn.layout import Layout, owners_of
+from shampoo_fn.layout import Layout, layout, owners_of
 from shampoo_fn.scalars import on_host
 from shampoo_fn.state import State, check_tensor, narrowest, work_dtype
 from shampoo_fn.tracing import is_traced
@@ -18,17 +18,25 @@ Tensors = Mapping[str, Tensor]
 
 def check_grads(grads: Tensors, state: State, config: Config) -> None:
     """Every gradient belongs to a parameter of the state and has its shape and device."""
+    if not hasattr(grads, "items"):
+        raise TypeError(f"grads is a {type(grads).__name__}: pass gradients by name, such as torch.func.grad of a dict gives")
     for name, grad in grads.items():
         _check_member("gradient", name, grad, state)
-    if config.nonfinite == "raise":
-        for name, grad in grads.items():
-            if is_traced(grad):
-                raise ValueError("nonfinite='raise': values cannot be read under tracing; use 'skip' or 'propagate' there")
-            # as `lift.guarded` has it: a norm that overflows would spoil the statistics
-            dtype = work_dtype(grad.dtype)
-            squared = torch.linalg.vector_norm(grad.to(dtype)).square()
-            if not bool(squared.to(narrowest(state.stacks, dtype)).isfinite()):
-                raise FloatingPointError(f"gradient {name!r} is not finite; nonfinite='skip' would leave its block out instead")
+    if config.nonfinite != "raise":
+        return
+    stacks: dict[str, set[str]] = {}  # of each parameter
+    for stack in layout(state.templates, config).stacks:
+        for piece in stack.pieces:
+            stacks.setdefault(piece.name, set()).add(stack.key)
+    for name, grad in grads.items():
+        if is_traced(grad):
+            raise ValueError("nonfinite='raise': values cannot be read under tracing; use 'skip' or 'propagate' there")
+        # as `lift.guarded` has it: a norm that overflows would spoil the statistics
+        dtype = work_dtype(state.templates[name].dtype)
+        squared = torch.linalg.vector_norm(grad.to(dtype)).square()
+        kept = {key: blocks.links for key, blocks in state.stacks.items() if key in stacks.get(name, ())}
+        if not bool(squared.to(narrowest(kept, dtype)).isfinite()):
+            raise FloatingPointError(f"gradient {name!r} is not finite; nonfinite='skip' would leave its block out instead")
 
 
 def check_names(names: Collection[str] | None, state: State) -> None:

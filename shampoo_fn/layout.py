@@ -8,7 +8,7 @@ import operator
 from collections.abc import Iterable, Iterator, Mapping
 from itertools import groupby
 from typing import Any, NamedTuple
-from weakref import WeakKeyDictionary
+from weakref import finalize
 
 import torch
 from torch import Tensor
@@ -69,17 +69,18 @@ def layout(templates: Mapping[str, Tensor], config: Config) -> Layout:
     parameters = tuple((name, tuple(map(operator.index, t.shape[1:])), t.dtype, t.device) for name, t in templates.items())
     if torch.compiler.is_compiling():
         return _plan(parameters, config)
-    try:
-        known = _memory.setdefault(config, {})
-    except TypeError as error:
-        raise TypeError(f"config: {error}; a schedule is a function or an instance of a class that can be hashed") from error
+    known = _memory.get(id(config))
+    if known is None:
+        known = _memory[id(config)] = {}
+        finalize(config, _memory.pop, id(config), None).atexit = False
     if parameters not in known:
         known[parameters] = _plan(parameters, config)
     return known[parameters]
 
 
-# Plans made before: a memo of a pure function. It holds no config, which may hold tensors with a graph behind them.
-_memory: WeakKeyDictionary[Config, dict[tuple[Description, ...], "Layout"]] = WeakKeyDictionary()
+# Plans made before: a memo of a pure function. By identity, as transforms are told apart in `_plan`: which are shared between
+# rules may differ in an equal config. It holds no config, which may hold tensors with a graph behind them.
+_memory: dict[int, dict[tuple[Description, ...], "Layout"]] = {}
 
 
 def _plan(parameters: Iterable[Description], config: Config) -> Layout:

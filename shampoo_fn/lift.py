@@ -60,7 +60,9 @@ def accumulate_stack(stack: Stack, config: Config, state: BlockState, blocks: Bl
         step = old.step + alive
         clock = _clock(config, step, alive, certain=blocks.all_alive, own=blocks.own)
         links = stack.transform.accumulate(grad, old.links, param[0] if param else None, clock)
-        return changes(old, BlockState(step, old.skipped + ~alive, alive.clone(), old.refreshed, links))
+        new = BlockState(step, old.skipped + ~alive, alive.clone(), old.refreshed, links)
+        found: Changes = _unheld(changes(old, new), (grad, *param, old.links))
+        return found
 
     return over_slots(accumulate)(state, blocks.grads, blocks.alive, *_optional(blocks.params))
 
@@ -75,12 +77,18 @@ def precondition_stack(
         clock = _clock(config, old.step, alive, certain=blocks.all_alive, norms=read, own=blocks.own)
         update, links = stack.transform.update(grad, old.links, param[0] if param else None, clock)
         update = chosen(blocks.all_alive or alive, update, 0.0).to(stack.dtype)
-        if any(update is held for held in (grad, *param, *leaves(links))):  # of a momentum, say, that is the last link
-            update = update.clone()
-        return update, changes(old, replaced(old, links=links))
+        new = changes(old, replaced(old, links=links))
+        update = _unheld(update, (grad, *param, links))  # of a momentum, say, that is the last link
+        return update, _unheld(new, (grad, *param, old.links))
 
     shared = state.step if norms is None else norms
     return over_slots(precondition)(state, blocks.grads, blocks.alive, shared, *_optional(blocks.params))
+
+
+def _unheld(new: Tree, held: tuple[Tree, ...]) -> Tree:
+    """`new`, with a copy of each leaf that somebody else holds: a transform may keep the gradient, or pass state on."""
+    others = set(map(id, leaves(held)))
+    return map_tree(lambda leaf: leaf.clone() if id(leaf) in others else leaf, new)
 
 
 def norms_of_stack(stack: Stack, config: Config, state: BlockState, blocks: Blocks) -> Tensor:
@@ -104,7 +112,16 @@ def jobs_of_stack(stack: Stack, config: Config, state: BlockState, slots: Sequen
     everywhere = stack.key.removesuffix(f":{stack.device.index}")  # the index of a device differs from process to process
     owners = tuple(names[slot] for slot in slots)
     return {
-        path: Job(f"{everywhere}/{path}", owners, *request, specs[path].exponent, specs[path].solver, tuple(slots))
+        # a `solve` may write into what it gets: the factor was made for it, the boost is the state's own
+        path: Job(
+            f"{everywhere}/{path}",
+            owners,
+            request.factor,
+            request.boost.clone(),
+            specs[path].exponent,
+            specs[path].solver,
+            tuple(slots),
+        )
         for path, request in (over_slots(requests)(state) if specs else {}).items()
     }
 

@@ -5,6 +5,7 @@ from typing import NamedTuple
 
 from torch import Tensor
 
+from shampoo_fn.by_shape import ByShape
 from shampoo_fn.preconditioner import Preconditioner
 from shampoo_fn.roots.solver import Roots
 from shampoo_fn.transform import Clock, Request, RootSpec, Transform
@@ -32,6 +33,8 @@ class Preconditioned(Transform):
         require(isinstance(wrong, Preconditioner), "preconditioner", wrong, "a Preconditioner, such as Kronecker()")
         plain = self.filter is None or (isinstance(self.filter, Transform) and not self.filter.has_statistics)
         require(plain, "filter", self.filter, "a Transform without statistics, such as EMA(0.9), or None")
+        several = isinstance(self.filter, ByShape)
+        require(not several, "filter", self.filter, "one Transform: put a Preconditioned for each filter into the ByShape")
 
     def init(self, param: Tensor) -> PreconditionedState:
         return PreconditionedState(self.filter.init(param) if self.filter else (), self.preconditioner.init(param))

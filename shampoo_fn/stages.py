@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from shampoo_fn.belonging import plan_of
-from shampoo_fn.checks import check_failures, check_grads, check_params
+from shampoo_fn.checks import check_failures, check_grads, check_params, check_refresh
 from shampoo_fn.config import Config
 from shampoo_fn.diagonal import differentiable_sqrt
 from shampoo_fn.layout import Layout, Piece, Stack, gather, scatter, slots
@@ -28,6 +28,7 @@ from shampoo_fn.lift import (
 from shampoo_fn.scalars import on_host, vector
 from shampoo_fn.solve import Job, Solve
 from shampoo_fn.state import BlockState, State
+from shampoo_fn.tracing import is_batched
 from shampoo_fn.tree import map_tree, replaced
 from shampoo_fn.validate import require
 
@@ -80,6 +81,12 @@ def refresh_due(plan: Layout, state: State, config: Config, solve: Solve, *, eve
     asked = [job for *_, jobs in parts for job in jobs.values()]
     found = solve(asked) if parts else []
     require(len(found) == len(asked), "solve", solve, f"a function that returns Roots for each of {len(asked)} jobs")
+    for job, given in zip(asked, found, strict=True):
+        shapes = tuple(given.roots.shape), tuple(given.residuals.shape)
+        proper = shapes == (tuple(job.factors.shape), tuple(job.boost.shape))
+        require(
+            proper, "solve", solve, f"a function that gives {job.name!r} roots of the shape of its factors, not of {shapes}"
+        )
     solved = iter(found)
     stacks = dict(state.stacks)
     for stack, index, blocks, jobs in parts:
@@ -119,6 +126,8 @@ def _shared_norms(batches: list[Batch], state: State, config: Config) -> dict[st
 
 def _due(plan: Layout, state: State, config: Config) -> dict[str, list[bool]]:
     """Whether each slot of each stack is due, read from the state: a host decision."""
+    if any(is_batched(blocks.step) for blocks in state.stacks.values()):  # by gradients: before the step they could be read
+        check_refresh(None, state, config)
     every = [state.stacks[stack.key] for stack in plan.stacks]
     # a block whose gradient was skipped keeps its place in the batch, so that the others' roots round as ever; its own stay
     steps = on_host([blocks.step + ~blocks.finite for blocks in every])

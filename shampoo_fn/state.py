@@ -38,6 +38,8 @@ def init_state(params: Mapping[str, Tensor], config: Config) -> State:
     if not hasattr(params, "items"):
         raise TypeError(f"params is a {type(params).__name__}: pass tensors by name, such as dict(model.named_parameters())")
     for name, param in params.items():
+        if not isinstance(name, str):
+            raise TypeError(f"params has the key {name!r}: pass tensors by name, such as dict(model.named_parameters())")
         check_tensor("parameter", name, param)
     templates = {name: param.detach().new_empty((0, *param.shape)) for name, param in params.items()}
     return initial(templates, layout(templates, config), params)

@@ -21,6 +21,16 @@ def is_traced(tensor: Tensor) -> bool:
     return torch._C._functorch.is_functorch_wrapped_tensor(tensor) or isinstance(tensor, FakeTensor)
 
 
+def is_batched(tensor: Tensor) -> bool:
+    """Whether `vmap` holds a tensor, inside other transforms or outside: its values cannot be read."""
+    functorch = torch._C._functorch
+    while functorch.is_functorch_wrapped_tensor(tensor):
+        if functorch.is_batchedtensor(tensor):
+            return True
+        tensor = functorch.get_unwrapped(tensor)
+    return False
+
+
 def is_observed() -> bool:
     """Whether somebody's dispatch mode, such as a counter of FLOPs, looks at operations: torch.compile refuses to run then."""
     return is_in_torch_dispatch_mode(include_infra_modes=False)

@@ -1,6 +1,6 @@
 """What a transform is: a pure function from one block's update to another, with state.
 
-A transform knows one block, a small dense tensor. That a model has hundreds of them is the business of `stages.py`, which
+A transform knows one block, a small dense tensor. That a model has hundreds of them is the business of `lift.py`, which
 lifts these functions over stacks of equal blocks with `torch.func.vmap`.
 """
 
@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from shampoo_fn.roots.solver import Roots, Solver
+from shampoo_fn.roots.solver import Roots, Solver, wide_dtype
 from shampoo_fn.scalars import scalar
 from shampoo_fn.slots import lerp_into
 from shampoo_fn.tracing import is_traced
@@ -20,7 +20,11 @@ from shampoo_fn.tree import Tree
 from shampoo_fn.validate import NUMBER, check_number, require
 
 Value = float | Tensor | Callable[[Tensor], Any]
-"""A hyper-parameter: a number, a 0-d tensor, or a schedule `step -> value` of the 0-d int64 step, counted from 1."""
+"""A hyper-parameter: a number, a 0-d tensor, or a schedule `step -> value` of the 0-d int64 step, counted from 1.
+
+A schedule is called inside of vmap, where no value can be read: it is written in operations of torch, `torch.clamp(step / 100,
+max=1)` for `min(1, step / 100)` and `torch.where(step < 10, 0.1, 0.01)` for an `if`.
+"""
 
 
 class Clock(NamedTuple):
@@ -130,10 +134,23 @@ def is_of_package(member: object) -> bool:
 
 def value_at(value: Value, step: Tensor) -> Any:
     """The hyper-parameter at this step: a number, or a 0-d tensor of the host or of the step's device."""
-    found = value(step) if callable(value) else value
+    found = _scheduled(value, step) if callable(value) else value
     if isinstance(found, Tensor) and found.device.type != "cpu" and found.device != step.device:
         return found.to(step.device)
     return found
+
+
+def _scheduled(schedule: Callable[[Tensor], Any], step: Tensor) -> Any:
+    if torch.compiler.is_compiling():
+        return schedule(step)
+    try:
+        return schedule(step)
+    except (RuntimeError, TypeError) as error:
+        raise RuntimeError(
+            f"the schedule {schedule!r} failed: it gets the step as a 0-d tensor inside of vmap, where no value can be read. "
+            "Write torch.clamp(step / 100, max=1) for min(1, step / 100), torch.where(step < 10, 0.1, 0.01) for an if, "
+            "torch.cos for math.cos"
+        ) from error
 
 
 def check_value(field: str, value: Value, low: float, high: float, allowed: str) -> None:
@@ -141,6 +158,9 @@ def check_value(field: str, value: Value, low: float, high: float, allowed: str)
     if isinstance(value, Tensor):
         require(value.dim() == 0, field, tuple(value.shape), "a 0-d tensor, not one of this shape")
         if value.device.type == "cpu" and not is_traced(value):
+            # a tensor is no statement about structure: only the number 1 asks for a sum instead of an average
+            sums = 1 < high < 1.5 and value.item() == 1
+            require(not sums, field, value, "below 1 if it is a tensor; write the number 1 for a sum")
             require(low <= value.item() < high, field, value, allowed)
     elif not callable(value):
         check_number(field, value, low, high, allowed)
@@ -169,11 +189,15 @@ def chosen(condition: Tensor | bool, yes: Tensor, no: Tensor | float) -> Tensor:
 
 
 def bias_correction(beta: Value, clock: Clock, dtype: torch.dtype, *, ahead: Any = None) -> Any:
-    """`1 - beta^t`, or with a number `ahead` `1 - ahead beta^(t-1)`; 1 for sums (beta = 1)."""
+    """`1 - beta^t`, or with a number `ahead` `1 - ahead beta^(t-1)`; 1 for sums (beta = 1).
+
+    In float64: of a beta near 1 the difference from 1 is what counts, and float32 keeps three digits of it at 0.9999. The least
+    normal number, added to beta, leaves all but 0 as they are, and gives 0 its derivative.
+    """
     if isinstance(beta, NUMBER) and (beta == 1 or (beta == 0 and ahead is None)):
         return 1.0
-    now = scalar(value_at(beta, clock.step), dtype, clock.step.device)
-    step = clock.step.clamp_min(1).to(dtype)  # before the first finite gradient there is nothing to correct
-    if ahead is None:
-        return -torch.expm1(step * torch.log(now))  # 1 - beta^t without cancellation for beta near 1
-    return 1 - ahead * torch.pow(now, step - 1)
+    wide = wide_dtype(clock.step.device)
+    logarithm = torch.log(scalar(value_at(beta, clock.step), wide, clock.step.device) + torch.finfo(wide).tiny)
+    step = clock.step.clamp_min(1).to(wide)  # before the first finite gradient there is nothing to correct
+    power = torch.exp(step * logarithm) if ahead is None else ahead * torch.exp((step - 1) * logarithm)
+    return (1 - power).to(dtype)

@@ -65,8 +65,9 @@ def unflatten(like: Tree, flat: Mapping[str, Tensor], prefix: str = "") -> Tree:
 def changes(old: Tree, new: Tree) -> dict[str, Tree]:
     """The leaves of `new` that are not those of `old`, as nested dicts; equal structures, compared by identity."""
     found: dict[str, Tree] = {}
+    befores = _children(old)
     for key, value in _children(new).items():
-        before = old[key] if isinstance(old, dict) else getattr(old, key)
+        before = befores[key]
         if isinstance(value, Tensor):
             if value is not before:
                 found[key] = value
@@ -83,7 +84,9 @@ def changed(tree: Tree, new: Mapping[str, Tree], write: Callable[[Tensor, Tensor
         return write(tree, new)  # type: ignore[arg-type]
     children = _children(tree)
     values = {key: changed(children[key], value, write) for key, value in new.items()}
-    return tree | values if isinstance(tree, dict) else replaced(tree, **values)
+    if isinstance(tree, dict):
+        return tree | values
+    return replaced(tree, **values) if hasattr(tree, "_fields") else tuple((children | values).values())
 
 
 def replaced(record: Record, **fields: Any) -> Record:

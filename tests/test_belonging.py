@@ -1,5 +1,6 @@
 """A state of another config, or of an ensemble outside of vmap, is refused by what differs first."""
 
+import gc
 from collections.abc import Callable
 from typing import Any
 
@@ -9,12 +10,20 @@ from torch import Tensor
 from torch.func import vmap
 
 from shampoo_fn import (
+    EMA,
     Adagrad,
     Adam,
+    ByShape,
+    Chain,
     Config,
+    Graft,
     Identity,
+    Kronecker,
+    Preconditioned,
     RMSprop,
+    Scale,
     State,
+    When,
     accumulate,
     init_state,
     precondition,
@@ -124,3 +133,22 @@ def test_a_state_made_under_grad_is_welcome() -> None:
         return update(params, init_state(params, config), config, params, refresh=False)[0]["w"].sum()
 
     assert torch.func.grad(first_step)(torch.tensor(2.0, dtype=torch.float64)).isfinite()
+
+
+def test_equal_configs_have_plans_of_their_own() -> None:
+    # which transforms are shared between rules decides how blocks are stacked, and equality does not see it
+    def config(*, shared: bool) -> Config:
+        adam = Preconditioned(Adam(), EMA(0.9))
+        other = adam if shared else Preconditioned(Adam(), EMA(0.9))
+        matrices = Preconditioned(Graft(Kronecker(), Adam()), EMA(0.9))
+        rules = (When(adam, name="embed"), When(other, name="w"))
+        return Config(Chain(precondition=ByShape(matrices, rules), rate=Scale(0.1)))
+
+    params = {"embed": randn(4, 3), "w": randn(4, 3, seed=1)}
+    first, second = config(shared=True), config(shared=False)
+    assert first == second
+    init_state(params, first)  # remembered, if by equality for the other as well
+    state = init_state(params, second)
+    del first
+    gc.collect()
+    update(params, state, second)

@@ -11,6 +11,7 @@ from torch import Tensor
 from shampoo_fn import (
     EMA,
     Adam,
+    ByShape,
     Chain,
     Config,
     CoupledNewton,
@@ -24,6 +25,7 @@ from shampoo_fn import (
     Rational,
     Scale,
     Solver,
+    When,
     apply_updates,
     init_state,
     refresh,
@@ -33,6 +35,11 @@ from shampoo_fn import (
 from shampoo_fn.roots.residual import as_ratio
 from shampoo_fn.tree import flatten
 from tests.roots.suite import SOLVERS, wishart, with_spectrum
+
+
+def test_filters_by_shape_are_refused_where_they_are_given() -> None:
+    with pytest.raises(ValueError, match=r"filter=.*: must be one Transform"):
+        Preconditioned(Adam(), filter=ByShape(EMA(0.9), (When(EMA(0.5), name="x"),)))
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,6 @@
 """What a wrong call says: the field or parameter, its value, and what to do instead."""
 
+import math
 import re
 from collections.abc import Callable
 from functools import partial
@@ -31,12 +32,14 @@ from shampoo_fn import (
     PseudoInverse,
     Rational,
     RMSprop,
+    Roots,
     Scale,
     State,
     WeightDecay,
     When,
     accumulate,
     apply_updates,
+    batched,
     from_dict,
     init_state,
     precondition,
@@ -45,7 +48,7 @@ from shampoo_fn import (
     to_dict,
     update,
 )
-from shampoo_fn.tree import map_tree
+from shampoo_fn.tree import leaves, map_tree
 from tests.support import randn
 
 NAN, INF = float("nan"), float("inf")
@@ -77,6 +80,7 @@ WRONG: list[tuple[Callable[..., Any], str, Any, str]] = [
     *((make, "beta2", wrong, "[0, 1)") for make in (RMSprop, Adam) for wrong in (1.0, -0.1, None)),
     *((FixedRMS, "rms", wrong, "> 0") for wrong in (0.0, -1.0, INF, NAN)),
     *((Kronecker, "beta2", wrong, "[0, 1]") for wrong in (1.1, -0.1, NAN)),
+    (Kronecker, "beta2", torch.tensor(1.0), "below 1 if it is a tensor"),
     *((Kronecker, "exponent", wrong, "[0, 1]") for wrong in (1.5, -0.5, "half", True)),
     (lambda exponent: Kronecker(exponent={2: exponent}), "exponent", 2.0, "[0, 1]"),
     (lambda exponent: Kronecker(exponent={2: exponent}), "exponent", (0.5,), "2 modes"),
@@ -448,3 +452,61 @@ def test_a_refresh_says_what_is_wrong_in_its_own_words(params: dict[str, Tensor]
         refresh(state, CONFIG, names="w")
     with pytest.raises(ValueError, match=r"every=None under tracing.*every=True\) where is_due"):
         torch.func.vmap(lambda each: refresh(each, CONFIG))(map_tree(lambda leaf: torch.stack([leaf, leaf]), state))
+
+
+TWO = {"w": randn(4, 3), "bias": randn(4, seed=1)}
+
+
+def test_a_tensor_does_not_ask_for_a_sum() -> None:
+    with pytest.raises(
+        ValueError, match=r"betas\[1\]=tensor\(1\.\): must be below 1 if it is a tensor; write the number 1 for a sum"
+    ):
+        shampoo(betas=(0.9, torch.tensor(1.0)))
+
+
+@pytest.mark.parametrize("given", [[randn(4, 3)], (randn(4, 3),)])
+def test_gradients_without_names_are_refused(given: Any) -> None:
+    with pytest.raises(TypeError, match=r"grads is a (list|tuple): pass gradients by name"):
+        update(given, init_state(TWO, shampoo()), shampoo())
+
+
+def test_parameters_by_number_are_refused() -> None:
+    with pytest.raises(TypeError, match="params has the key 0: pass tensors by name"):
+        init_state({0: randn(4, 3)}, shampoo())  # type: ignore[dict-item]
+
+
+@pytest.mark.parametrize(
+    "schedule", [lambda step: 0.01 * min(1, step / 100), lambda step: 0.1 if step < 10 else 0.01, lambda step: math.cos(step)]
+)
+def test_a_schedule_in_plain_python_is_told_what_to_write(schedule: Callable[[Tensor], Any]) -> None:
+    config = shampoo(lr=schedule)
+    with pytest.raises(RuntimeError, match=r"the schedule .* failed: .* torch\.clamp\(step / 100, max=1\)"):
+        update(TWO, init_state(TWO, config), config)
+
+
+def test_a_solve_that_gives_other_shapes_is_refused() -> None:
+    config = shampoo()
+    with pytest.raises(ValueError, match=r"solve=.* roots of the shape of its factors, not of \(\(1, 4, 1\), \(1,\)\)"):
+        update(
+            TWO,
+            init_state(TWO, config),
+            config,
+            solve=lambda jobs: [Roots(job.factors[..., :1], job.boost) for job in jobs],
+        )
+
+
+def test_a_solve_may_write_into_what_it_gets() -> None:
+    def solve(jobs: Any) -> list[Roots]:
+        found = batched(jobs)
+        for job in jobs:
+            job.boost.fill_(torch.nan)
+            job.factors.fill_(torch.nan)
+        return found
+
+    config = shampoo()
+    state = init_state(TWO, config)
+    expected = update(TWO, state, config)[0]
+    found, after = update(TWO, state, config, solve=solve)
+    assert all(torch.equal(found[name], value) for name, value in expected.items())
+    assert all(torch.equal(value, expected[name]) for name, value in update(TWO, state, config)[0].items())
+    assert all(leaf.isfinite().all() for leaf in leaves(after))

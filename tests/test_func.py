@@ -90,3 +90,35 @@ def test_a_staggered_refresh_under_tracing_says_how_to_split_the_step() -> None:
     state = vmap(lambda p: init_state(p, config))(params)
     with pytest.raises(ValueError, match=r"staggered=True.*refresh\(state, config\)"):
         vmap(lambda p, s: update(p, s, config, p, refresh=True))(params, state)
+
+
+@pytest.mark.parametrize("place", [0, 1])
+def test_a_decay_of_zero_has_its_derivative(place: int) -> None:
+    def loss(beta: torch.Tensor) -> torch.Tensor:
+        betas = (beta, 0.95) if place == 0 else (0.8, beta)
+        params = {"w": torch.eye(3, dtype=torch.float64)}
+        config = shampoo(betas=betas, solver=Eigh(relative_epsilon=1e-2, exact_derivative=True))
+        state = init_state(params, config)
+        for step in range(3):
+            grads = {"w": params["w"] * torch.arange(1.0, 4.0, dtype=torch.float64) + step}
+            updates, state = update(grads, state, config, refresh=True)
+            params = {"w": params["w"] + updates["w"]}
+        return params["w"].square().sum()
+
+    zero, little = torch.zeros((), dtype=torch.float64), 1e-6
+    slope = (loss(zero + 2 * little) - loss(zero)) / (2 * little)
+    torch.testing.assert_close(grad(loss)(zero), slope, rtol=1e-4, atol=1e-6)
+    torch.testing.assert_close(jvp(loss, (zero,), (torch.ones_like(zero),))[1], slope, rtol=1e-4, atol=1e-6)
+
+
+def test_steps_that_gradients_make_unreadable_ask_for_refresh() -> None:
+    params = {"w": torch.ones(4, 3)}
+    config = shampoo()
+    state = init_state(params, config)  # one for all, which could be read
+    with pytest.raises(ValueError, match=r"refresh=is_due\(step, config\)"):
+        vmap(lambda scale: update({"w": scale * params["w"]}, state, config)[0]["w"])(torch.ones(2))
+    assert (
+        vmap(lambda scale: update({"w": scale * params["w"]}, state, config, refresh=True)[0]["w"])(torch.ones(2))
+        .isfinite()
+        .all()
+    )

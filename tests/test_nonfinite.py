@@ -23,6 +23,7 @@ from shampoo_fn import (
     accumulate,
     apply_updates,
     init_state,
+    shampoo,
     update,
 )
 from shampoo_fn.tree import flatten
@@ -252,3 +253,13 @@ def test_every_way_gives_the_same_for_finite_gradients() -> None:
     ]
     assert_identical(ways[0], ways[1])
     assert_identical(ways[0], ways[2])
+
+
+def test_raise_judges_a_gradient_by_its_own_parameter() -> None:
+    config = shampoo(nonfinite="raise")
+    params = {"narrow": torch.ones(2, 2), "wide": torch.ones(2, 2, dtype=torch.float64)}
+    grads = {"narrow": torch.ones(2, 2), "wide": torch.full((2, 2), 1e30, dtype=torch.float64)}
+    update(grads, init_state(params, config), config)  # whose square fits into float64, whatever others are kept in
+    grads = {"narrow": torch.full((2, 2), 1e30, dtype=torch.float64)}
+    with pytest.raises(FloatingPointError, match="gradient 'narrow' is not finite"):
+        update(grads, init_state(params, config), config)

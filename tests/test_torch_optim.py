@@ -120,3 +120,18 @@ def test_from_the_start_on_it_is_not() -> None:
     config, make = PAIRS["adam"]
     ours, theirs = run(params, grads, config)[0]["first"], walked(make, params, grads)["first"]
     assert ours.sub(theirs).norm() > 1e-3 * theirs.sub(params["first"]).norm()
+
+
+@pytest.mark.parametrize("beta2", [0.999, 0.9999, 0.99999, 0.999999])
+def test_a_beta_near_one_is_adams_in_float32(beta2: float) -> None:
+    # the difference of beta from 1 is what the first steps divide by: of 0.999999 float32 keeps two digits of it
+    params = {"w": torch.zeros(4, 3)}
+    grads = gradients(params, 5)
+    config = Config(Chain(adam=Preconditioned(Adam(beta2), EMA(0.9)), rate=Scale(1.0)))
+    found, *_ = run(params, grads, config)
+    theirs = torch.nn.Parameter(torch.zeros(4, 3))
+    optimizer = torch.optim.Adam([theirs], lr=1.0, betas=(0.9, beta2))
+    for each in grads:
+        theirs.grad = each["w"]
+        optimizer.step()
+    torch.testing.assert_close(found["w"], theirs.detach(), rtol=2e-6, atol=2e-6)

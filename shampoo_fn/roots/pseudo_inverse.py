@@ -37,7 +37,8 @@ class PseudoInverse(Solver):
 
     def __call__(self, matrices: Tensor, exponent: float, boost: Tensor | None = None) -> Roots:
         self.check_exponent(exponent)
-        return each_by_threads(self._solve, matrices, exponent, boost)
+        # to a derivative the root is a constant: that of an eigendecomposition is infinite where eigenvalues are equal
+        return each_by_threads(self._solve, matrices.detach(), exponent, boost)
 
     def _solve(self, matrices: Tensor, exponent: float, boost: Tensor | None) -> Roots:
         work = working_dtype(self.dtype, matrices)
@@ -68,8 +69,10 @@ class PseudoInverse(Solver):
 
     def _cutoff(self, largest: Tensor, boost: Tensor | None) -> Tensor:
         cutoff = self.rank_tolerance * largest
+        if boost is None:
+            return cutoff
         # whatever the boost: without the largest eigenvalue nothing is left, and nothing has no residual
-        return cutoff if boost is None else torch.minimum(cutoff * boost.to(cutoff.dtype)[:, None], largest / 2)
+        return torch.maximum(cutoff, torch.minimum(cutoff * boost.to(cutoff.dtype)[:, None], largest / 2))
 
 
 def _decomposition_error(matrices: Tensor, eigenvalues: Tensor, eigenvectors: Tensor) -> Tensor:

@@ -10,7 +10,7 @@ from shampoo_fn.roots.partial_fractions import Fractions, partial_fractions
 from shampoo_fn.roots.residual import checked
 from shampoo_fn.roots.ridge import add_ridge
 from shampoo_fn.roots.solver import Roots, Solver, check_batch, check_dtype, wide_dtype, working_dtype
-from shampoo_fn.tracing import fixed
+from shampoo_fn.tracing import fixed, is_traced
 from shampoo_fn.validate import check_count, require
 
 SMALL_SHIFT = 1e-5  # below it the condition of M + c I exceeds what float32 inverts to three digits
@@ -78,5 +78,10 @@ def _inverse(matrices: Tensor, shift: float) -> Tensor:
     identity = torch.eye(matrices.shape[-1], dtype=matrices.dtype, device=matrices.device)
     factor, failed = torch.linalg.cholesky_ex(matrices + shift * identity)
     failed = (failed != 0)[:, None, None]
-    inverse = torch.cholesky_inverse(torch.where(failed, identity, factor))
+    factor = torch.where(failed, identity, factor)
+    if is_traced(matrices):  # the forward derivative of `cholesky_inverse` is wrong in torch 2.13
+        half = torch.linalg.solve_triangular(factor, identity.expand_as(factor), upper=False)
+        inverse = half.mT @ half
+    else:
+        inverse = torch.cholesky_inverse(factor)
     return torch.where(failed, torch.nan, inverse)

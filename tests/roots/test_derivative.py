@@ -1,5 +1,6 @@
 """The first derivative is exact for every solver that says so, at every kind of spectrum and through every transform."""
 
+import math
 from collections.abc import Callable
 
 import pytest
@@ -8,6 +9,8 @@ from torch import Tensor
 
 from shampoo_fn.roots.eigh import Eigh
 from shampoo_fn.roots.newton import CoupledNewton
+from shampoo_fn.roots.pseudo_inverse import PseudoInverse
+from shampoo_fn.roots.rational import Rational
 from shampoo_fn.roots.solver import Solver
 from tests.roots.suite import SOLVERS, normal, with_spectrum
 
@@ -133,3 +136,33 @@ def test_newton_has_a_derivative_where_it_has_nothing_to_do() -> None:
     direction[0, 0, 1] = direction[0, 1, 0] = 1.0
     _, tangent = torch.func.jvp(lambda m: CoupledNewton()(m, 1.0).roots, (2 * torch.eye(3).double()[None],), (direction,))
     torch.testing.assert_close(tangent, -direction / 4, rtol=1e-5, atol=1e-9)
+
+
+@pytest.mark.parametrize("condition", [1e1, 1e6])
+def test_both_directions_through_rational_are_near_the_true_derivative(condition: float) -> None:
+    # the forward derivative of torch.cholesky_inverse is wrong in torch 2.13; the backward one is not
+    matrix = with_spectrum(torch.logspace(0, -math.log10(condition), N, dtype=torch.float64))
+    weights, moved = normal(N, N).double(), normal(N, N, seed=1).double()
+    moved = matrix @ (moved + moved.mT) @ matrix  # smooth in the matrix's own metric
+    solver = Rational(relative_epsilon=1e-6)
+
+    def loss(shifted: Tensor) -> Tensor:
+        return (solver(shifted[None], 0.5).roots[0] * weights).sum()
+
+    step = 1e-6
+    slope = (loss(matrix + step * moved) - loss(matrix - step * moved)) / (2 * step)
+    forward = torch.func.jvp(loss, (matrix,), (moved,))[1]
+    backward = (torch.func.grad(loss)(matrix) * moved).sum()
+    torch.testing.assert_close(forward, backward, rtol=1e-6, atol=0.0)
+    torch.testing.assert_close(forward, slope, rtol=1e-3, atol=0.0)
+
+
+def test_a_pseudo_inverse_is_a_constant_to_derivatives() -> None:
+    matrix = torch.diag(torch.tensor([1.0, 1.0, 0.0, 0.0], dtype=torch.float64))  # infinite ones, where eigenvalues are equal
+
+    def loss(scale: Tensor) -> Tensor:
+        return scale * PseudoInverse()(scale * matrix[None], 0.5).roots.sum()
+
+    one = torch.ones((), dtype=torch.float64)
+    torch.testing.assert_close(torch.func.grad(loss)(one), loss(one))
+    torch.testing.assert_close(torch.func.jvp(loss, (one,), (one,))[1], loss(one))

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from shampoo_fn.roots.eigh import Eigh
 from shampoo_fn.roots.minimax import Minimax
+from shampoo_fn.roots.pseudo_inverse import PseudoInverse
 from shampoo_fn.roots.ridge import add_ridge
 from tests.roots.suite import geometric, normal, with_spectrum
 
@@ -78,3 +79,13 @@ def test_minimax_is_positive_definite_and_commutes_with_the_factor(n: int, seed:
     root = Minimax(RIDGE, dtype=torch.float64)(matrix[None], 1 / p).roots[0]
     assert torch.linalg.eigvalsh(root)[0] > 0
     torch.testing.assert_close(root @ matrix, matrix @ root, rtol=0, atol=1e-9 * root.abs().max().item())
+
+
+@pytest.mark.parametrize("tolerance", [1e-6, 0.3, 0.7])
+def test_a_boost_never_lowers_the_cutoff_of_a_pseudo_inverse(tolerance: float) -> None:
+    solver, matrix = PseudoInverse(rank_tolerance=tolerance), torch.diag(torch.tensor([1.0, 0.6, 0.2]))[None]
+    kept = [
+        int((solver(matrix, 0.5, boost).roots[0].diagonal() > 0).sum())
+        for boost in (None, torch.ones(1), torch.full((1,), 10.0))
+    ]
+    assert kept[0] == kept[1] >= kept[2] >= 1
