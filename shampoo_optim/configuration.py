@@ -60,7 +60,7 @@ def configured(group: Mapping[str, Any], base: Config | None, dials: Dials) -> C
         nesterov=group["use_nesterov"],
         solver=_solver(group),
         large_dim=LARGE_DIMS[group["large_dim_method"]],
-        diagonal=tuple(group["diagonal"]) if isinstance(group["diagonal"], list) else group["diagonal"],
+        diagonal=group["diagonal"],
         factor_dtype=_dtype("preconditioner_dtype", group),
         root_dtype=_dtype("root_dtype", group),
         state_dtype=_dtype("state_dtype", group),
@@ -136,7 +136,8 @@ def _solver(group: Mapping[str, Any]) -> Solver:
     method = METHODS[group["root_inv_method"]]
     dtype = _dtype("root_inv_dtype", group)
     relative = group["relative_epsilon"]
-    relative = default_ridge(_dtype("state_dtype", group)) if relative is None else relative
+    if relative is None:  # a ridge would lift over the cutoff what a pseudo-inverse is to leave out
+        relative = 0.0 if method is PseudoInverse else default_ridge(_dtype("state_dtype", group))
     epsilons = {"relative_epsilon": relative, "epsilon": group["epsilon"]}
     return method(**epsilons) if dtype is None else method(**epsilons, dtype=dtype)  # type: ignore[call-arg]
 

@@ -16,7 +16,7 @@ from torch import Tensor
 from shampoo_fn.layout import Layout, spans
 from shampoo_fn.state import State, init_stack
 from shampoo_fn.tree import flatten
-from shampoo_optim.naming import readable
+from shampoo_optim.naming import is_ours, readable
 
 Entries = dict[str, dict[str, Tensor]]  # by parameter, by readable name
 
@@ -69,6 +69,8 @@ def check_entries(name: str, given: Mapping[str, Any], wanted: Mapping[str, Tens
             raise ValueError(f"parameter {name!r}: {source} has no {key!r}, only {', '.join(map(str, given))}: {hint}")
     for key, value in given.items():
         if key not in wanted:
+            if not is_ours(key):  # somebody else's, such as the slow weights of a Lookahead, who keeps them here
+                continue
             raise ValueError(f"parameter {name!r}: {source} has {key!r}, which its options do not ask for: {hint}")
         shape, expected = tuple(as_tensor(value).shape), tuple(wanted[key].shape)
         if shape not in (expected, ()):  # a step that was saved as a number stands for all blocks

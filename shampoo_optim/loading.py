@@ -1,6 +1,7 @@
 """`load_state_dict`: a checkpoint is checked before anything changes, then copied, in the dtypes it was saved in."""
 
 from collections.abc import Mapping, Sequence
+from copy import deepcopy
 from typing import Any
 
 import torch
@@ -49,7 +50,8 @@ def complete(defaults: Group, groups: list[Group]) -> None:
 
 def loaded_state(saved: Mapping[str, Any], param: Tensor) -> dict[str, Tensor]:
     """A copy on the parameter's device. Nothing is cast: factors of a bfloat16 parameter are float32."""
-    return {key: whole(value).to(param.device, copy=True) for key, value in saved.items()}
+    number = (Tensor, int, float)
+    return {k: whole(v).to(param.device, copy=True) if isinstance(v, number) else deepcopy(v) for k, v in saved.items()}
 
 
 def whole(value: Any) -> Tensor:
@@ -67,7 +69,8 @@ def check_states(groups: Sequence[Mapping[str, Any]], states: Mapping[Tensor, An
             shapes = {
                 name: real(torch.empty(param.shape, dtype=param.dtype, device="meta")) for name, (param, _) in stateful.items()
             }
-            wanted = fitting(shapes, configured(group, base, values(group)))
+            # whatever the rate is: a scheduler may have gone below zero
+            wanted = fitting(shapes, configured(group, base, values(group) | {"lr": 0.0}))
             for name, (_, given) in stateful.items():
                 check_entries(name, given, wanted[name], "the checkpoint")
 

@@ -5,6 +5,8 @@ import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from torch.nn.parameter import is_lazy
+
 _FINAL = {
     "velocity": "momentum",
     "average": "filtered",
@@ -40,7 +42,7 @@ def warn_of_embedding(group: Mapping[str, Any], number: int) -> None:
     A vocabulary is long, and much longer than a model is wide; no other matrix of a common model is (fused gates: 11 times).
     """
     for place, param in enumerate(() if group.get("param_names") else group["params"]):
-        short, long = sorted(param.shape) if param.dim() == 2 else (0, 0)
+        short, long = sorted(param.shape) if not is_lazy(param) and param.dim() == 2 else (0, 0)
         if 128 <= short <= long / 12 and long >= 8192:
             warnings.warn(
                 f"Shampoo knows embeddings and output heads by their names, and parameter {place} of group {number}, of shape "
@@ -61,6 +63,12 @@ def readable(paths: Iterable[str]) -> dict[str, str]:
     paths = list(paths)
     names = [_short(path) for path in paths]
     return {path: name if names.count(name) == 1 else path for path, name in zip(paths, names, strict=True)}
+
+
+def is_ours(name: str) -> bool:
+    """Whether `readable` gives such a name to an entry of this package's own transforms."""
+    plain = "|".join(["step", "skipped", "finite", "refreshed", "factors", *_FINAL.values()])
+    return re.fullmatch(rf"(region\d+\.)?({plain})(\.\d+)?|.*links\..*", name) is not None
 
 
 def _short(path: str) -> str:

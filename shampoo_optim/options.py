@@ -5,7 +5,7 @@ A group holds numbers, strings, bools, None, tuples and dicts of these, and tens
 """
 
 import inspect
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from enum import Enum
 from numbers import Real
 from typing import Any, TypedDict
@@ -140,9 +140,9 @@ def scalar(name: str, value: Any) -> Any:
 def _plain(name: str, value: Any) -> Any:
     value = _native(value)
     if isinstance(value, Mapping):  # of exponents, by order
-        value = {
-            key: tuple(map(_native, each)) if isinstance(each, list | tuple) else _native(each) for key, each in value.items()
-        }
+        value = {_order(key): tuple(map(_native, each)) if _several(each) else _native(each) for key, each in value.items()}
+    elif _several(value):
+        value = tuple(value)
     scalar(name, value)  # kept as it is, since schedulers write into the tensor that they were given
     if name in _NUMBERS or (name == "beta3" and value is not None):
         _check_number(name, value)
@@ -153,7 +153,7 @@ def _plain(name: str, value: Any) -> Any:
         require(proper, name, value, f"a GraftingType or one of the names {known}")
         return written.upper()
     if name == "betas":
-        require(isinstance(value, tuple | list) and len(value) == 2, name, value, "a pair (beta1, beta2)")
+        require(isinstance(value, tuple) and len(value) == 2, name, value, "a pair (beta1, beta2)")
         pair = tuple(map(_native, value))
         for place, beta in enumerate(pair):
             _check_number(f"betas[{place}]", beta)
@@ -164,6 +164,16 @@ def _plain(name: str, value: Any) -> Any:
         written = value.name if isinstance(value, Enum) else value
         return written.lower() if isinstance(written, str) else written
     return value
+
+
+def _order(key: Any) -> Any:
+    """The order that an exponent is for; JSON and `torch.distributed.checkpoint` make strings of keys."""
+    return int(key) if isinstance(key, str) and key.isdigit() else key
+
+
+def _several(value: Any) -> bool:
+    """Whether it is a list, or what a reader of configuration files has in place of one."""
+    return isinstance(value, Sequence) and not isinstance(value, str)
 
 
 def _native(value: Any) -> Any:

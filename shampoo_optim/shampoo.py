@@ -199,7 +199,7 @@ class Shampoo(Optimizer):
 
     def __getstate__(self) -> dict[str, Any]:
         # tensors of their own: a view would be pickled together with the whole stack that it belongs to
-        state = {p: {k: v.clone() for k, v in held.items()} for p, held in self.state.items()}
+        state = {p: {k: v.clone() if isinstance(v, Tensor) else v for k, v in held.items()} for p, held in self.state.items()}
         kept = {name: self.__dict__[name] for name in (DISTRIBUTION, SHAPES) if name in self.__dict__}
         return super().__getstate__() | {"state": type(self.state)(dict, state)} | kept
 

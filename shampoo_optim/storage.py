@@ -22,6 +22,7 @@ from shampoo_optim.chunks import Chunk, chunks, limit_of, mark_batch, tiles
 from shampoo_optim.configuration import backend, configured, precision
 from shampoo_optim.entries import as_tensor, check_entries, entries
 from shampoo_optim.groups import real
+from shampoo_optim.naming import is_ours
 from shampoo_optim.structure import Dials, Structure, constant, values
 
 Begin = Callable[[Mapping[str, Tensor], Config], tuple[Layout, State]]
@@ -76,6 +77,7 @@ class Storage:
         self._adopt(states)
         # steps on the host where reading them each time would wait for the device; None where they cannot be read at all
         self.counts = {key: _read(blocks.step) for key, blocks in self.state.stacks.items()}
+        self.addresses = self._addresses()
         self.refreshed: dict[str, list[int]] = {}  # likewise the steps of the last roots, as they were last read
         self.rooted = {stack.key for stack in self.plan.stacks if stack.transform.root_specs(stack.block)}
         # whether nobody can see that averages are written in place: others may read an old one once more, or drop a new one
@@ -96,11 +98,13 @@ class Storage:
             if given:
                 check_entries(name, given, found[name], "its state")
         for name, given in zip(self.names, states, strict=True):
-            for entry, value in given.items():
-                found[name][entry].copy_(as_tensor(value))
-            self._replaced += [(value, found[name][entry]) for entry, value in given.items() if isinstance(value, Tensor)]
+            others = {entry: value for entry, value in given.items() if entry not in found[name]}
+            for entry, view in found[name].items() if given else ():
+                view.copy_(as_tensor(given[entry]))
+                if isinstance(given[entry], Tensor):
+                    self._replaced.append((given[entry], view))
             given.clear()
-            given.update(found[name])
+            given.update(found[name] | others)
         self.states = list(states)
         self.views = [tuple(found[name].values()) for name in self.names]
 
@@ -111,9 +115,14 @@ class Storage:
             and all(map(is_, params, self.params))
             and all(map(is_, states, self.states))
             and self.key == key
-            and all(len(d) == len(v) and all(map(is_, d.values(), v)) for d, v in zip(states, self.views, strict=True))
+            and all(all(map(is_, d.values(), v)) and _complete(d, v) for d, v in zip(states, self.views, strict=True))
+            and self._addresses() == self.addresses
             and [_description(param) for param in params] == self.descriptions
         )
+
+    def _addresses(self) -> list[int]:
+        """Where one entry of each parameter is: `state[p][name].data = ...` moves tensors that stay the same objects."""
+        return [] if None in self.counts.values() else [views[-1].data_ptr() for views in self.views if views]
 
     def let_go(self) -> None:
         """After a step: whoever put tensors into `state[p]` finds this one step in them too, as if it had been in place."""
@@ -156,6 +165,11 @@ def _dials(group: Mapping[str, Any], device: torch.device) -> Dials:
         name: value if constant(name, value) else torch.zeros((), dtype=wide, device=device)
         for name, value in values(group).items()
     }
+
+
+def _complete(held: Mapping[str, Any], views: Sequence[Tensor]) -> bool:
+    """Whether a dict that begins with these views has nothing behind them but what is somebody else's."""
+    return len(held) == len(views) or (len(held) > len(views) and not any(map(is_ours, list(held)[len(views) :])))
 
 
 def _description(param: Tensor) -> tuple[torch.Size, torch.dtype]:

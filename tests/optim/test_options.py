@@ -8,6 +8,7 @@ import pickle
 import re
 import warnings
 import weakref
+from collections import UserList
 from collections.abc import Callable
 from fractions import Fraction
 from pathlib import Path
@@ -16,6 +17,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from torch.nn import Parameter
 
 from shampoo_fn import shampoo
 from shampoo_optim import GraftingType, Shampoo, diagnose
@@ -455,3 +457,21 @@ def test_the_table_of_options_is_that_of_the_code() -> None:
         without = name in (*NO_CONFIG, "grafting_beta2", "grafting_epsilon")
         assert without or (counterpart[1] if counterpart else name) in known
     assert all(f"`{method}`" in text for method in METHODS)
+
+
+def test_sequences_of_configuration_readers_and_keys_of_json_are_taken() -> None:
+    read = Shampoo(
+        parameters().items(), betas=UserList([0.9, 0.95]), diagonal=UserList(["tall"]), exponent={"2": UserList([0.5, 0.25])}
+    )
+    group = read.param_groups[0]
+    assert (group["betas"], group["diagonal"], group["exponent"]) == ((0.9, 0.95), ("tall",), {2: (0.5, 0.25)})
+
+
+def test_a_pseudo_inverse_leaves_directions_without_signal_out() -> None:
+    # a ridge would lift them over the cutoff
+    columns = torch.randn(8, 2, generator=torch.Generator().manual_seed(0))
+    weight = Parameter(torch.zeros(8, 8))
+    weight.grad = columns @ torch.randn(2, 8, generator=torch.Generator().manual_seed(1))
+    optimizer = Shampoo([weight], root_inv_method="pseudo_inverse")
+    optimizer.step()
+    assert torch.linalg.matrix_rank(optimizer.state[weight]["inverse_roots.0"]) == 2

@@ -178,3 +178,51 @@ def test_state_on_a_device_that_no_parameter_is_on_any_more_is_let_go() -> None:
     kept[0, torch.device("meta")] = kept[0, torch.device("cpu")]  # as after `model.to("meta")` and back
     optimizer.step()
     assert [*kept] == [(0, torch.device("cpu"))]
+
+
+def test_tensors_moved_in_place_are_stepped_on() -> None:
+    # `optimizer_to` of many training scripts: the tensors stay the same objects, and are somewhere else
+    params, optimizer = walked()
+    twins, twin = walked()
+    for held in optimizer.state.values():
+        for value in held.values():
+            value.data = value.data.clone()
+    grads = grads_for(params, 3, seed=2)
+    walk(optimizer, params, grads)
+    walk(twin, twins, grads)
+    assert_identical(snapshot(params, optimizer), snapshot(twins, twin))
+
+
+def test_what_others_keep_in_a_state_stays_there() -> None:
+    # a Lookahead keeps its slow weights so
+    params, optimizer = walked()
+    twins, twin = walked()
+    grads = grads_for(params, 4, seed=2)
+    for param in params.values():
+        optimizer.state[param]["slow_weights"] = param.detach().clone()
+        optimizer.state[param]["note"] = "slow"
+    walk(optimizer, params, grads[:2])
+    walk(twin, twins, grads[:2])
+    assert_identical(snapshot(params), snapshot(twins))
+    file = io.BytesIO()
+    torch.save(optimizer.state_dict(), file)
+    file.seek(0)
+    fresh = {name: Parameter(param.detach().clone()) for name, param in params.items()}
+    for resumed in (Shampoo(fresh.items()), copy.deepcopy(optimizer), pickle.loads(pickle.dumps(optimizer))):
+        if resumed.param_groups[0]["params"][0] is fresh["first"]:
+            resumed.load_state_dict(torch.load(file, weights_only=True))
+            walk(resumed, fresh, grads[2:])
+            walk(twin, twins, grads[2:])
+            assert_identical(snapshot(fresh), snapshot(twins))
+        assert all(held["note"] == "slow" and "slow_weights" in held for held in resumed.state.values())
+
+
+@pytest.mark.parametrize("entry", ["momentum", "factors.2", "region1.filtered", "links.rate.x"])
+def test_an_entry_that_an_option_would_make_is_refused_where_none_does(entry: str) -> None:
+    params, optimizer = walked()
+    optimizer.state[params["first"]][entry] = torch.zeros(6, 4)
+    refused = pytest.raises(ValueError, match=f"parameter 'first': .* has '{entry}', which its options do not ask for")
+    with refused:
+        Shampoo(params.items()).load_state_dict(optimizer.state_dict())
+    with refused:
+        walk(optimizer, params, grads_for(params, 1))

@@ -2,6 +2,7 @@
 
 import gc
 import weakref
+from collections import OrderedDict
 from typing import Any
 
 import numpy as np
@@ -296,3 +297,31 @@ def test_a_parameter_that_is_a_view_of_conjugates_is_refused_by_name() -> None:
 def test_a_class_is_no_distribution() -> None:
     with pytest.raises(ValueError, match=r"distributed=.*such as"):
         Shampoo([torch.ones(2)], distributed=Scattered)  # type: ignore[arg-type]
+
+
+def test_parameters_that_have_no_shape_yet_are_taken() -> None:
+    model = nn.LazyLinear(3)
+    optimizer = Shampoo(model.parameters())
+    model(torch.ones(2, 5)).sum().backward()
+    optimizer.step()
+    assert set(optimizer.state) == set(model.parameters())
+
+
+@pytest.mark.parametrize("wrapped", [torch.compile, nn.DataParallel])
+def test_globs_see_through_wrappers(wrapped: Any) -> None:
+    model = wrapped(nn.Sequential(OrderedDict(token=nn.Linear(4, 6), module=nn.Linear(6, 4))))
+    optimizer = Shampoo(model.named_parameters(), diagonal=("token.weight", "module.weight"))
+    for param in model.parameters():
+        param.grad = torch.ones_like(param)
+    optimizer.step()
+    assert not any("factors.0" in held for held in optimizer.state.values())
+
+
+def test_a_rate_below_zero_is_loaded_as_it_was_stepped() -> None:
+    params = parameters()
+    optimizer = Shampoo(params.items(), lr=0.1)
+    optimizer.param_groups[0]["lr"] = -0.1  # of a schedule that ran on
+    walk(optimizer, params, grads_for(params, 2))
+    resumed = Shampoo(parameters().items())
+    resumed.load_state_dict(optimizer.state_dict())
+    assert resumed.param_groups[0]["lr"] == -0.1
