@@ -2,7 +2,7 @@
 
     python -m benchmarks.scale            # all models; docs/scale.png, benchmarks/results/scale.csv and .json, a table
     python -m benchmarks.scale --quick    # two small models, fewer ranks
-    python -m benchmarks.scale --staggered --interval 100 --bandwidth 50e9
+    python -m benchmarks.scale --staggered --interval 100 --bandwidth 50e9 --out /tmp/scale.png --results /tmp/scale.csv
 
 Nothing is measured: seconds follow from the plans of `shampoo_optim.distributed` and the assumed rates in `machine.py`.
 """

@@ -1,7 +1,7 @@
 """What a step costs: FLOPs, bytes, the floor of bare matrix products, and what was measured, against AdamW and a training step.
 
     python -m benchmarks.step            all tables, a picture and a JSON file in benchmarks/results
-    python -m benchmarks.step --quick    fewer repetitions, nothing compiled, no growth plot; over the same step.json
+    python -m benchmarks.step --quick    fewer repetitions, nothing compiled, no growth plot; into step_quick.json
 
 Everything in a table is measured in turns, round after round, and reported as the median of the rounds: neighbours on the
 machine then slow all rows alike, and ratios hold where times do not.
@@ -21,13 +21,13 @@ from benchmarks.step_floor import bare_products, factors_of, flops, traffic
 from benchmarks.step_growth import growth, plot_growth
 from benchmarks.step_runs import NEVER, Runs, Shapes, adamw, measured, stepper, storage_of, table
 from benchmarks.step_stages import by_stage
-from shampoo_optim.options import DEFAULTS
 from shampoo_optim.precision import products_in
 
 RESULTS = Path(__file__).parent / "results"
 BASE = {"vocabulary": 4096, "width": 256, "layers": 4, "heads": 4, "context": 128, "seed": 0}
 TOKENS = (16, 128)
 KERNELS = ((32, 3), *[(32, 32)] * 6, (64, 32), *[(64, 64)] * 5, (128, 64), *[(128, 128)] * 5)  # of a ResNet, 3 x 3 each
+EMBEDDINGS = ("token.*", "position.*", "head.*")  # and the output head
 FADING = 500  # steps within which a filter of zeros has become denormal
 
 
@@ -76,7 +76,7 @@ def staggering(shapes: Shapes, block: int, rounds: int) -> dict[str, Any]:
 def overhead(shapes: Shapes, blocks: Sequence[int], rounds: int, *, compiled: bool) -> dict[str, Any]:
     """What an average step of an interval of ten takes longer than AdamW's, as a share of forward and backward.
 
-    With every matrix preconditioned, and with embeddings by Adam, which is the default for parameters that have names.
+    With every matrix preconditioned, and with embeddings and the output head by Adam, as they should be.
     """
     model = GPT(**BASE)
     params = dict(model.named_parameters())
@@ -89,7 +89,7 @@ def overhead(shapes: Shapes, blocks: Sequence[int], rounds: int, *, compiled: bo
         "forward and backward, 16 x 128 tokens": forward_backward,
         "AdamW(fused=True)": adamw(shapes, fused=True),
     }
-    settings: dict[str, dict[str, Any]] = {"": {}, ", embeddings by Adam": {"diagonal": DEFAULTS["diagonal"]}}
+    settings: dict[str, dict[str, Any]] = {"": {}, ", embeddings by Adam": {"diagonal": EMBEDDINGS}}
     default = settings[", embeddings by Adam"]
     settings[", embeddings by Adam, statistics in 'medium'"] = default | {"statistics_precision": "medium"}
     if compiled:
@@ -162,7 +162,9 @@ def dead(rounds: int) -> dict[str, Any]:
 
 def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="fewer repetitions, nothing compiled, no growth plot")
+    parser.add_argument(
+        "--quick", action="store_true", help="fewer repetitions, nothing compiled, no growth plot; into step_quick.json"
+    )
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--results", type=Path, default=RESULTS)
     options = parser.parse_args(arguments)
@@ -183,7 +185,7 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
     if not options.quick:
         found["growth"] = growth()
         plot_growth(found["growth"], options.results / "step.png")
-    (options.results / "step.json").write_text(json.dumps(found, indent=1))
+    (options.results / ("step_quick.json" if options.quick else "step.json")).write_text(json.dumps(found, indent=1))
     return found
 
 

@@ -76,7 +76,8 @@ def shampoo(
     (`Kronecker.factors="auto"`).
     state_dtype: that filter, momentum and (without `root_dtype`) roots are kept in, such as bfloat16; statistics, which forget
     too slowly for few digits, stay as they are. packed: symmetric matrices are kept in half the memory.
-    Raises ValueError naming the argument, its value and what is allowed. Other arguments: `Kronecker`, `Config`, `Momentum`.
+    Raises ValueError naming the argument, its value and what is allowed. Other arguments: `Kronecker`, `Config`, `Momentum`,
+    `Cadence`. Gupta, Koren, Singer 2018, arXiv 1802.09568; grafting and blocks: Shi et al. 2023, arXiv 2309.06497.
     """
     # what goes into a field of another name is checked here, under the name that the caller knows
     require(isinstance(betas, tuple | list) and len(betas) == 2, "betas", betas, "a pair (beta1, beta2)")

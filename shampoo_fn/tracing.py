@@ -23,9 +23,18 @@ def is_traced(tensor: Tensor) -> bool:
 
 def is_batched(tensor: Tensor) -> bool:
     """Whether `vmap` holds a tensor, inside other transforms or outside: its values cannot be read."""
+    return _is_held(tensor, torch._C._functorch.is_batchedtensor)
+
+
+def is_differentiated(tensor: Tensor) -> bool:
+    """Whether `grad` or `jvp` of torch.func hold a tensor; False inside `torch.compile`, which cannot be asked."""
+    return not torch.compiler.is_compiling() and _is_held(tensor, torch._C._functorch.is_gradtrackingtensor)
+
+
+def _is_held(tensor: Tensor, by: Callable[[Tensor], bool]) -> bool:
     functorch = torch._C._functorch
     while functorch.is_functorch_wrapped_tensor(tensor):
-        if functorch.is_batchedtensor(tensor):
+        if by(tensor):
             return True
         tensor = functorch.get_unwrapped(tensor)
     return False

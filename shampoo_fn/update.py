@@ -31,12 +31,13 @@ def update(
     grads: gradients by parameter name. A parameter that is left out is not touched: no update, no step, no decay.
     params: the parameters, needed if a link reads them (weight decay).
     refresh: whether to take inverse roots now. None reads it from the state's steps and the config's cadence; inside
-        torch.compile, vmap or func.grad, where steps cannot be read, pass `is_due(step, config)`. True refreshes every block.
+        torch.compile, vmap or func.grad, where steps cannot be read, pass `is_due(step, config)`. True refreshes every block,
+        whatever its turn: with a staggered cadence leave it out, and compile `accumulate` and `precondition` around `refresh`.
     solve: how roots are computed, see `solve.py`.
 
     Raises KeyError or ValueError, naming the parameter, for gradients that do not fit the state; TypeError for ones that are
-    not dense and real; ValueError for a state of another config; RuntimeError for a factor whose roots failed
-    `max_root_failures` times in a row.
+    not dense and real; ValueError for a state of another config, or refresh=None under tracing; FloatingPointError under
+    nonfinite="raise"; RuntimeError for a factor whose roots failed `max_root_failures` times in a row.
     Gupta, Koren, Singer 2018, arXiv 1802.09568, algorithm 2; Shi et al. 2023, arXiv 2309.06497, algorithm 2.
     """
     check_refresh(refresh, state, config)

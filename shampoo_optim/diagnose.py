@@ -32,8 +32,8 @@ class Diagnosis:
 
     blocks: how many; step: finite gradients seen; skipped: gradients that were not finite; root age: steps since the last
     refresh. Over all Kronecker factors of the parameter, the worst: condition: largest over smallest eigenvalue, the latter at
-    least rounding; residual: how far the root in use is from being one at its refresh; ridge: what is added to the spectrum,
-    relative to the factor, after the boosts of failed attempts; failures: refused roots in a row.
+    least rounding; residual: how far the last root that was found is from being one, in use or refused (infinite: nothing
+    usable); ridge: the relative one, after the boosts of failed attempts, without `epsilon`; failures: refused roots in a row.
     graft ratio: by how much grafting scales Shampoo's own direction of the gradient that is there, if there is one.
     """
 

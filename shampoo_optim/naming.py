@@ -58,7 +58,8 @@ def readable(paths: Iterable[str]) -> dict[str, str]:
     """A name for each path of `shampoo_fn.tree.flatten`; the whole path where two would share a name.
 
     `factors.0` is the Kronecker factor of the first mode of a block, `inverse_roots.0` its root in use, `residuals.0` how far
-    that is from being one, `failures.0` how often in a row none was found, `ridge_boosts.0` the factor on the ridge next time.
+    the last one found is from being one, `failures.0` how often in a row none was good, `ridge_boosts.0` the factor on the
+    ridge next time.
     """
     paths = list(paths)
     names = [_short(path) for path in paths]

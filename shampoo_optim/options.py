@@ -141,7 +141,7 @@ def _plain(name: str, value: Any) -> Any:
     value = _native(value)
     if isinstance(value, Mapping):  # of exponents, by order
         value = {_order(key): tuple(map(_native, each)) if _several(each) else _native(each) for key, each in value.items()}
-    elif _several(value):
+    elif name in ("betas", "diagonal") and _several(value):
         value = tuple(value)
     scalar(name, value)  # kept as it is, since schedulers write into the tensor that they were given
     if name in _NUMBERS or (name == "beta3" and value is not None):
