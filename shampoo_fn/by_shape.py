@@ -40,12 +40,10 @@ class When:
     def matches(self, name: str, shape: tuple[int, ...]) -> bool:
         """Whether the parameter of this name and merged shape meets every condition."""
         name, _, _ = name.partition(" [")
-        inner = ".".join(part for part in name.split(".") if part not in WRAPPERS)
-        seen = (name, inner, inner.removeprefix("module."))
         names = (self.name,) if isinstance(self.name, str) else self.name
         orders = (self.order,) if isinstance(self.order, int) else self.order
         return (
-            any(matches_glob(glob, each) for glob in names for each in seen)
+            any(matches_glob(glob, name) for glob in names)
             and (orders is None or len(shape) in orders)
             and (self.larger_than is None or max(shape, default=0) > self.larger_than)
         )
@@ -114,6 +112,7 @@ def check_globs(field: str, value: str | tuple[str, ...]) -> None:
 
 @constant_result
 def matches_glob(glob: str, name: str) -> bool:
-    """fnmatch.fnmatchcase without character classes."""
+    """fnmatch.fnmatchcase without character classes, of a name as it is or without what wrappers added to it."""
     pattern = ".*".join(".".join(re.escape(part) for part in piece.split("?")) for piece in glob.split("*"))
-    return re.fullmatch(pattern, name) is not None
+    inner = ".".join(part for part in name.split(".") if part not in WRAPPERS)
+    return any(re.fullmatch(pattern, each) for each in (name, inner, inner.removeprefix("module.")))

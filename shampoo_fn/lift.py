@@ -87,8 +87,8 @@ def precondition_stack(
 
 def _unheld(new: Tree, held: tuple[Tree, ...]) -> Tree:
     """`new`, with a copy of each leaf that somebody else holds: a transform may keep the gradient, or pass state on."""
-    others = set(map(id, leaves(held)))
-    return map_tree(lambda leaf: leaf.clone() if id(leaf) in others else leaf, new)
+    others = leaves(held)
+    return map_tree(lambda leaf: leaf.clone() if any(leaf is other for other in others) else leaf, new)
 
 
 def norms_of_stack(stack: Stack, config: Config, state: BlockState, blocks: Blocks) -> Tensor:
