@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from shampoo_fn.config import Config
-from shampoo_fn.layout import Layout, Stack, gather, layout
+from shampoo_fn.layout import Stack, gather, layout
 from shampoo_fn.preconditioner import RootState
 from shampoo_fn.slots import over_slots
 from shampoo_fn.tree import Tree, map_tree
@@ -35,20 +35,21 @@ def init_state(params: Mapping[str, Tensor], config: Config) -> State:
 
     Raises TypeError, with the name, for a parameter that is not a dense tensor of real floating-point numbers.
     """
+    templates = templates_of(params)
+    plan = layout(templates, config)
+    values = {name: param.detach() for name, param in params.items()}
+    return State(templates, {stack.key: init_stack(stack, gather(stack.pieces, values, plan.merged)) for stack in plan.stacks})
+
+
+def templates_of(params: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """An empty tensor for each parameter; TypeError as `init_state`."""
     if not hasattr(params, "items"):
         raise TypeError(f"params is a {type(params).__name__}: pass tensors by name, such as dict(model.named_parameters())")
     for name, param in params.items():
         if not isinstance(name, str):
             raise TypeError(f"params has the key {name!r}: pass tensors by name, such as dict(model.named_parameters())")
         check_tensor("parameter", name, param)
-    templates = {name: param.detach().new_empty((0, *param.shape)) for name, param in params.items()}
-    return initial(templates, layout(templates, config), params)
-
-
-def initial(templates: dict[str, Tensor], plan: Layout, params: Mapping[str, Tensor]) -> State:
-    """The state before the first step of the blocks in a plan."""
-    values = {name: param.detach() for name, param in params.items()}
-    return State(templates, {stack.key: init_stack(stack, gather(stack.pieces, values, plan.merged)) for stack in plan.stacks})
+    return {name: param.detach().new_empty((0, *param.shape)) for name, param in params.items()}
 
 
 def init_stack(stack: Stack, blocks: Tensor) -> BlockState:

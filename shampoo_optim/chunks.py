@@ -1,6 +1,7 @@
 """A stack in bounded parts: so many slots at a time that a step's temporaries stay small beside the state."""
 
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from math import prod
 from typing import NamedTuple
 
@@ -9,8 +10,10 @@ from torch import Tensor
 
 from shampoo_fn.blocking import Region, cut
 from shampoo_fn.layout import Stack
+from shampoo_fn.lift import taken
+from shampoo_fn.scalars import vector
 from shampoo_fn.state import BlockState
-from shampoo_fn.tree import map_tree
+from shampoo_fn.tree import leaves, map_tree
 
 SMALLEST_LIMIT = 2**16  # elements; below it a chunk costs more time than it saves memory
 FILLS_A_DEVICE = 2**20  # elements that an accelerator works through in less time than the host calls the operations
@@ -40,18 +43,32 @@ class Tile(NamedTuple):
     first: int
     whole: bool  # whether the parameter is just this block, not even reshaped
 
+    @property
+    def end(self) -> int:
+        """The slot after its last one."""
+        return self.first + self.region.size
+
 
 class Chunk(NamedTuple):
-    """Neighbouring slots of a stack, and their state: views, so that writing there writes the stack."""
+    """Slots of a stack, in order, and the state from the first to the last of them: views, so that writing there writes the
+    stack. Where others lie between them, `at` tells them apart, and `opened` gives their own state."""
 
     stack: Stack
     first: int
     state: BlockState
     tiles: tuple[Tile, ...]
+    at: Tensor | None = None
 
     @property
     def size(self) -> int:
         return sum(tile.region.size for tile in self.tiles)
+
+    @property
+    def slots(self) -> Sequence[int]:
+        """Its slots in the stack."""
+        if self.at is None:
+            return range(self.first, self.first + self.size)
+        return [slot for tile in self.tiles for slot in range(tile.first, tile.end)]
 
 
 def tiles(stack: Stack, merged: Mapping[str, tuple[int, ...]], shapes: Mapping[str, tuple[int, ...]], limit: int) -> list[Tile]:
@@ -70,28 +87,65 @@ def tiles(stack: Stack, merged: Mapping[str, tuple[int, ...]], shapes: Mapping[s
 
 
 def chunks(stack: Stack, state: BlockState, parts: Iterable[Tile], present: Collection[str] | None, limit: int) -> list[Chunk]:
-    """The tiles of the parameters in `present` (None: all), joined while they are neighbours and below `limit` elements."""
-    runs: list[list[Tile]] = []
-    filled, end = 0, -1
-    for tile in parts:
-        if present is not None and tile.name not in present:
-            continue
-        size = tile.region.size * prod(stack.block)
-        if tile.first == end and filled + size <= limit:
-            runs[-1].append(tile)
+    """The tiles of the parameters in `present` (None: all), joined up to `limit` elements.
+
+    Neighbours are joined; and small runs of neighbours over what lies between them, since copying their state twice takes less
+    time than one more chunk.
+    """
+    each = prod(stack.block)
+    kept = [[tile] for tile in parts if present is None or tile.name in present]
+    runs = _joined(kept, limit // each, lambda before, after: before[-1].end == after[0].first)
+    few = min(limit, SMALLEST_LIMIT) // each
+    joined = _joined(runs, limit // each, lambda before, after: _slots(before) <= few >= _slots(after))
+    return [_chunk(stack, state, run) for run in joined]
+
+
+def _joined(runs: Iterable[list[Tile]], most: int, may: Callable[[list[Tile], list[Tile]], bool]) -> list[list[Tile]]:
+    """Each run behind the one before it, if they `may` be one and have no more than `most` slots together."""
+    found: list[list[Tile]] = []
+    filled = 0
+    before: list[Tile] = []
+    for run in runs:
+        size = _slots(run)
+        if before and filled + size <= most and may(before, run):
+            found[-1] += run
             filled += size
         else:
-            runs.append([tile])
+            found.append(list(run))
             filled = size
-        end = tile.first + tile.region.size
-    return [_chunk(stack, state, run) for run in runs]
+        before = run
+    return found
+
+
+def _slots(run: Iterable[Tile]) -> int:
+    return sum(tile.region.size for tile in run)
 
 
 def _chunk(stack: Stack, state: BlockState, run: list[Tile]) -> Chunk:
-    first = run[0].first
-    size = run[-1].first + run[-1].region.size - first
-    part = state if size == stack.size else map_tree(lambda leaf: leaf.narrow(0, first, size), state)
-    return Chunk(stack, first, part, tuple(run))
+    first, end = run[0].first, run[-1].end
+    part = state if end - first == stack.size else map_tree(lambda leaf: leaf[first:end], state)
+    chunk = Chunk(stack, first, part, tuple(run))
+    if chunk.size == end - first:
+        return chunk
+    inside = [slot - first for tile in run for slot in range(tile.first, tile.end)]
+    return chunk._replace(at=vector(inside, stack.device))
+
+
+@contextmanager
+def opened(chunk: Chunk, *, graphs: bool) -> Iterator[Chunk]:
+    """The chunk with the state of its own slots, and nothing between; a copy, if so, is written back in the end.
+
+    graphs: whether it is for graphs, see `mark_batch`.
+    """
+    at = chunk.at
+    if at is None:
+        yield chunk
+        return
+    own = taken(chunk.state, at)
+    if graphs:
+        mark_batch(leaves(own))
+    yield chunk._replace(state=own)
+    map_tree(lambda leaf, part: leaf.index_copy_(0, at, part), chunk.state, own)
 
 
 def gathered(chunk: Chunk, tensors: Mapping[str, Tensor], merged: Mapping[str, tuple[int, ...]]) -> Tensor:

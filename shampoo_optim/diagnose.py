@@ -13,7 +13,7 @@ from shampoo_fn.lift import norms_of_stack
 from shampoo_fn.symmetric import unpacked
 from shampoo_fn.tree import flatten
 from shampoo_fn.validate import require
-from shampoo_optim.chunks import owners
+from shampoo_optim.chunks import opened, owners
 from shampoo_optim.groups import real
 from shampoo_optim.shampoo import Shampoo
 from shampoo_optim.stepping import blocks_of
@@ -132,7 +132,8 @@ def _graft_ratios(storage: Storage, *, maximize: bool) -> dict[str, float]:
     work = unchecked_work(storage, {name: real(p) for name, p in named.items()}, grads, maximize=maximize)
     ratios: dict[str, float] = {}
     for chunk in work.chunks:
-        norms = norms_of_stack(chunk.stack, storage.config, chunk.state, blocks_of(work, chunk))
+        with opened(chunk, graphs=False) as own:
+            norms = norms_of_stack(chunk.stack, storage.config, own.state, blocks_of(work, own))
         for tile, (direction, magnitude) in zip(owners(chunk.tiles), norms.tolist(), strict=True):
             if 0 < direction < inf and 0 < magnitude < inf:
                 ratios[tile] = max(ratios.get(tile, 0.0), magnitude / direction)

@@ -27,11 +27,17 @@ def entries(plan: Layout, state: State) -> Entries:
     for stack in plan.stacks:
         leaves = flatten(state.stacks[stack.key])
         names = readable(leaves)
-        for name, part, first, size in spans(stack):
-            single = size == plan.regions[name][part].size == 1
+        for span in spans(stack):
             for path, leaf in leaves.items():
-                found[name][prefix(part) + names[path]] = leaf[first] if single else leaf[first : first + size]
+                found[span[0]][prefix(span[1]) + names[path]] = view_at(plan, span, leaf)
     return found
+
+
+def view_at(plan: Layout, span: tuple[str, int, int, int], stacked: Tensor) -> Tensor:
+    """What a region has of a stacked tensor; see `spans`."""
+    name, part, first, size = span
+    single = size == plan.regions[name][part].size == 1
+    return stacked[first] if single else stacked[first : first + size]
 
 
 def blueprint(plan: Layout, name: str) -> dict[str, tuple[int, tuple[int, ...]]]:

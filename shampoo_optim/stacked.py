@@ -66,11 +66,13 @@ class Stacked(NamedTuple):
             return before
         check_shapes(self.shapes, group, self.state)
         remember_shapes(self.shapes, group, params, self.state)
+        graphs = before.graphs if before is not None and before.key.walks == key.walks else {}  # whatever they serve
+        self.kept.pop((number, device), None)
+        del before  # its stacks are let go of one by one, as new ones are filled
         # it outlives a step in inference mode, whose tensors no later step could write into
         with torch.inference_mode(False), torch.no_grad():
             storage = self.kept[number, device] = self.placement.storage(self._members(number, params, states, key))
-        if before is not None and before.key.walks == key.walks:
-            storage.graphs = before.graphs  # of the same walks, whatever parameters they serve
+        storage.graphs = graphs
         return storage
 
     def _members(self, number: int, params: list[Tensor], states: list[dict[str, Any]], key: Structure) -> Members:

@@ -1,13 +1,14 @@
 """One step, in place: the stages of `shampoo_fn.lift` over the chunks of stacks, written back."""
 
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 
 import torch
 from torch import Tensor
 
 from shampoo_fn.diagonal import differentiable_sqrt
 from shampoo_fn.lift import Blocks, guarded, norms_of_stack
-from shampoo_optim.chunks import Chunk
+from shampoo_optim.chunks import Chunk, opened
 from shampoo_optim.placement import Placement
 from shampoo_optim.precision import products_in
 from shampoo_optim.refreshing import refuse_before_counting
@@ -49,14 +50,16 @@ def _both(work: Work) -> None:
         precondition(work)
         return
     for chunk in work.chunks:
-        _move(work, chunk, _accumulated(work, chunk), None)
+        with _opened(work, chunk) as own:
+            _move(work, own, _accumulated(work, own), None)
     count(work.storage, work.chunks)
 
 
 def accumulate(work: Work) -> None:
     """Take the gradients into the statistics, and count the step."""
     for chunk in work.chunks:
-        _accumulated(work, chunk)
+        with _opened(work, chunk) as own:
+            _accumulated(work, own)
     count(work.storage, work.chunks)
 
 
@@ -67,7 +70,8 @@ def precondition(work: Work) -> None:
         shared = None
         if norms:
             shared = torch.cat([differentiable_sqrt(norms[tile.name]).expand(tile.region.size, 2) for tile in chunk.tiles])
-        _move(work, chunk, blocks_of(work, chunk), shared)
+        with _opened(work, chunk) as own:
+            _move(work, own, blocks_of(work, own), shared)
 
 
 def _accumulated(work: Work, chunk: Chunk) -> Blocks:
@@ -86,6 +90,10 @@ def _move(work: Work, chunk: Chunk, blocks: Blocks, norms: Tensor | None) -> Non
     work.sink.add(chunk, updates)
 
 
+def _opened(work: Work, chunk: Chunk) -> AbstractContextManager[Chunk]:
+    return opened(chunk, graphs=work.storage.backend is not None)
+
+
 def blocks_of(work: Work, chunk: Chunk) -> Blocks:
     """The gradients of a chunk, and the parameters if a link reads them."""
     config = work.storage.config
@@ -100,7 +108,8 @@ def _norms(work: Work) -> Mapping[str, Tensor]:
     totals: dict[str, Tensor] = {}
     config = work.storage.config
     for chunk in work.chunks if config.transform.reads_norms else ():
-        squared = norms_of_stack(chunk.stack, config, chunk.state, blocks_of(work, chunk)).square()
+        with _opened(work, chunk) as own:
+            squared = norms_of_stack(chunk.stack, config, own.state, blocks_of(work, own)).square()
         for tile, part in zip(chunk.tiles, squared.split([tile.region.size for tile in chunk.tiles]), strict=True):
             totals[tile.name] = totals.get(tile.name, 0) + part.sum(0)
     return totals

@@ -11,29 +11,38 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from shampoo_fn import Config, State, init_state
+from shampoo_fn import Config, State
 from shampoo_fn.checks import check_grads
 from shampoo_fn.layout import Layout, layout
-from shampoo_fn.state import check_tensor
+from shampoo_fn.state import check_tensor, templates_of
 from shampoo_fn.tracing import is_traced
 from shampoo_fn.transform import is_of_package
 from shampoo_fn.tree import flatten, leaves
+from shampoo_optim.adoption import show, stacked
 from shampoo_optim.chunks import Chunk, chunks, limit_of, mark_batch, tiles
 from shampoo_optim.configuration import backend, configured, precision
-from shampoo_optim.entries import as_tensor, check_entries, entries
+from shampoo_optim.entries import entries
 from shampoo_optim.groups import real
 from shampoo_optim.naming import is_ours
 from shampoo_optim.structure import Dials, Structure, constant, values
 
-Begin = Callable[[Mapping[str, Tensor], Config], tuple[Layout, State]]
-"""The plan of the blocks of some parameters, or of those that this process holds of them, and their first state."""
+
+class Beginning(NamedTuple):
+    """The blocks of some parameters, or those that this process holds of them, and what their first state follows from."""
+
+    plan: Layout
+    templates: dict[str, Tensor]  # as in `shampoo_fn.State`
+    values: Mapping[str, Tensor]  # of the parameters
 
 
-def whole(params: Mapping[str, Tensor], config: Config) -> tuple[Layout, State]:
+Begin = Callable[[Mapping[str, Tensor], Config], Beginning]
+
+
+def whole(params: Mapping[str, Tensor], config: Config) -> Beginning:
     """All blocks."""
     check_undivided(params)
-    state = init_state(params, config)
-    return layout(state.templates, config), state
+    templates = templates_of(params)
+    return Beginning(layout(templates, config), templates, params)
 
 
 def check_undivided(params: Mapping[str, Tensor]) -> None:
@@ -72,9 +81,14 @@ class Storage:
             if param.is_conj():
                 raise TypeError(f"parameter {name!r} is a view of conjugates: nothing can be added to it; use .resolve_conj()")
         reals = {name: real(param) for name, param in params.items()}
-        self.plan, self.state = begin(reals, self.config)
+        self.plan, templates, first = begin(reals, self.config)
+        stacks, self._replaced = stacked(self.plan, first, dict(zip(self.names, states, strict=True)))
+        self.state = State(templates, stacks)
         self.descriptions = [_description(param) for param in self.params]
-        self._adopt(states)
+        found = entries(self.plan, self.state)
+        for name, held in zip(self.names, states, strict=True):
+            show(held, found[name])
+        self.states, self.views = list(states), [tuple(found[name].values()) for name in self.names]
         # steps on the host where reading them each time would wait for the device; None where they cannot be read at all
         self.counts = {key: _read(blocks.step) for key, blocks in self.state.stacks.items()}
         self.addresses = self._addresses()
@@ -82,31 +96,13 @@ class Storage:
         self.rooted = {stack.key for stack in self.plan.stacks if stack.transform.root_specs(stack.block)}
         # whether nobody can see that averages are written in place: others may read an old one once more, or drop a new one
         self.own = is_of_package(self.config.transform) and None not in self.counts.values()
-        held = sum(leaf.nbytes for leaf in leaves(self.state.stacks))
-        self.limit = limit_of(held, compiled=self.backend is not None, device=self.params[0].device)
+        size = sum(leaf.nbytes for leaf in leaves(self.state.stacks))
+        self.limit = limit_of(size, compiled=self.backend is not None, device=self.params[0].device)
         shapes = {name: tuple(param.shape) for name, param in reals.items()}
         # a tile's gradients are a view, those of a chunk of several a copy: in graphs a temporary more beside three
         limit = self.limit if self.backend is None else self.limit * 5 // 4
         self._tiles = [tiles(stack, self.plan.merged, shapes, limit) for stack in self.plan.stacks]
         self._all = self._chunks(None)
-
-    def _adopt(self, states: Sequence[dict[str, Any]]) -> None:
-        """Take over what the dicts hold, and leave views in them."""
-        self._replaced: list[tuple[Tensor, Tensor]] = []
-        found = entries(self.plan, self.state)
-        for name, given in zip(self.names, states, strict=True):
-            if given:
-                check_entries(name, given, found[name], "its state")
-        for name, given in zip(self.names, states, strict=True):
-            others = {entry: value for entry, value in given.items() if entry not in found[name]}
-            for entry, view in found[name].items() if given else ():
-                view.copy_(as_tensor(given[entry]))
-                if isinstance(given[entry], Tensor):
-                    self._replaced.append((given[entry], view))
-            given.clear()
-            given.update(found[name] | others)
-        self.states = list(states)
-        self.views = [tuple(found[name].values()) for name in self.names]
 
     def current(self, params: Sequence[Tensor], states: Sequence[dict[str, Any]], key: Structure) -> bool:
         """Whether nothing was replaced since it was built."""
@@ -128,8 +124,9 @@ class Storage:
         """After a step: whoever put tensors into `state[p]` finds this one step in them too, as if it had been in place."""
         replaced, self._replaced = self._replaced, []
         for given, view in replaced:
-            if given.shape == view.shape and not given.is_inference():  # nor a step that was saved as a number
-                given.copy_(view)
+            held = given()
+            if held is not None and held.shape == view.shape and not held.is_inference():  # nor a step saved as a number
+                held.copy_(view)
 
     def check_grads(self, grads: Mapping[str, Tensor]) -> None:
         """Refuse gradients that are not dense or, if the config says so, not finite."""

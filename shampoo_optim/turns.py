@@ -2,6 +2,8 @@
 
 from collections.abc import Sequence
 
+from torch import Tensor
+
 from shampoo_fn.layout import Stack
 from shampoo_fn.scalars import on_host
 from shampoo_optim.chunks import Chunk
@@ -28,7 +30,7 @@ def count(storage: Storage, parts: Sequence[Chunk]) -> None:
     for chunk in parts:
         counts = storage.counts[chunk.stack.key]
         if counts is not None and chunk.stack.device.type != "cpu":
-            for slot in range(chunk.first, chunk.first + chunk.size):
+            for slot in chunk.slots:
                 counts[slot] += 1
 
 
@@ -59,12 +61,12 @@ def _is_here(storage: Storage, key: str) -> bool:
 
 
 def _due(storage: Storage, chunk: Chunk) -> list[int]:
-    slots = range(chunk.first, chunk.first + chunk.size)
+    slots = chunk.slots
     steps = _steps(storage, chunk)
     if steps is None:
         return list(slots)  # nothing can be read: the step that needs the most memory
     here = chunk.stack.device.type == "cpu"
-    last = chunk.state.refreshed.tolist() if here else storage.refreshed[chunk.stack.key][_of(chunk)]
+    last = _read(chunk, chunk.state.refreshed) if here else _of(chunk, storage.refreshed[chunk.stack.key])
     rows = zip(slots, steps, last, _turns(storage, chunk), strict=True)
     return [slot for slot, step, before, turn in rows if step > before and storage.config.cadence.due(step, turn)]
 
@@ -74,16 +76,22 @@ def _steps(storage: Storage, chunk: Chunk) -> list[int] | None:
     counts = storage.counts[chunk.stack.key]
     if counts is None:
         return None
-    steps: list[int] = chunk.state.step.tolist() if chunk.stack.device.type == "cpu" else counts[_of(chunk)]
-    return steps
+    return _read(chunk, chunk.state.step) if chunk.stack.device.type == "cpu" else _of(chunk, counts)
 
 
 def _turns(storage: Storage, chunk: Chunk) -> list[int]:
-    return storage.plan.turns[chunk.stack.key][_of(chunk)]
+    return _of(chunk, storage.plan.turns[chunk.stack.key])
 
 
-def _of(chunk: Chunk) -> slice:
-    return slice(chunk.first, chunk.first + chunk.size)
+def _read(chunk: Chunk, entry: Tensor) -> list[int]:
+    """An entry of the state of a chunk."""
+    values: list[int] = (entry if chunk.at is None else entry[chunk.at]).tolist()
+    return values
+
+
+def _of(chunk: Chunk, values: list[int]) -> list[int]:
+    """Of the values of all slots of a stack those of a chunk."""
+    return [values[slot] for slot in chunk.slots]
 
 
 def steps_of(storage: Storage, stack: Stack) -> list[int] | None:

@@ -13,8 +13,7 @@ from torch import Tensor
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.tensor import DTensor, Placement, Replicate, Shard
 
-from shampoo_fn import Config, State
-from shampoo_fn.layout import Layout
+from shampoo_fn import Config
 from shampoo_optim.configuration import configured
 from shampoo_optim.distributed.peers import Peers
 from shampoo_optim.distributed.shards import check_gradients, local
@@ -24,7 +23,7 @@ from shampoo_optim.groups import first_parameter
 from shampoo_optim.loading import fitting
 from shampoo_optim.loading import whole as whole_entry
 from shampoo_optim.placement import Groups, Local, States
-from shampoo_optim.storage import Members, Storage, whole
+from shampoo_optim.storage import Beginning, Members, Storage, whole
 from shampoo_optim.structure import values
 from shampoo_optim.work import Work, work_on
 
@@ -123,7 +122,7 @@ class LocalShards:
         return whole_entry(value)[self._peers.rank]
 
 
-def _of_shards(params: Mapping[str, Tensor], config: Config) -> tuple[Layout, State]:
+def _of_shards(params: Mapping[str, Tensor], config: Config) -> Beginning:
     return whole({name: _shard(param) for name, param in params.items()}, config)
 
 

@@ -10,9 +10,8 @@ from torch import Tensor
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.tensor import DTensor
 
-from shampoo_fn import Config, State
+from shampoo_fn import Config
 from shampoo_fn.layout import Layout, layout, restricted
-from shampoo_fn.state import initial
 from shampoo_optim.configuration import configured
 from shampoo_optim.distributed.checkpoint import entries_of, kept, shown
 from shampoo_optim.distributed.ownership import Ownership, owned
@@ -21,7 +20,7 @@ from shampoo_optim.groups import real
 from shampoo_optim.loading import check_states
 from shampoo_optim.naming import parameter_name
 from shampoo_optim.placement import Groups, States
-from shampoo_optim.storage import Members, Storage
+from shampoo_optim.storage import Beginning, Members, Storage
 from shampoo_optim.structure import values
 
 
@@ -98,10 +97,8 @@ def template(param: Tensor) -> Tensor:
     return torch.empty((0, *param.shape), dtype=param.dtype, device=param.device)
 
 
-def own_blocks(
-    params: Mapping[str, Tensor], config: Config, *, kept: Mapping[tuple[str, int], tuple[int, int]]
-) -> tuple[Layout, State]:
-    """The plan and the first state of some blocks."""
+def own_blocks(params: Mapping[str, Tensor], config: Config, *, kept: Mapping[tuple[str, int], tuple[int, int]]) -> Beginning:
+    """Some blocks of these parameters."""
     empty = {name: template(param) for name, param in params.items()}
     plan = restricted(layout(empty, config), kept)
     # of a DTensor the values are elsewhere: as if it were zero. No transform of shampoo_fn begins with anything but the shape
@@ -109,4 +106,4 @@ def own_blocks(
         n: torch.zeros((), dtype=p.dtype, device=p.device).expand(p.shape) if isinstance(p, DTensor) else p
         for n, p in params.items()
     }
-    return plan, initial(empty, plan, near)
+    return Beginning(plan, empty, near)

@@ -63,6 +63,7 @@ def test_two_hundred_steps_of_a_schedule_are_two_graphs_for_each_shape() -> None
 def test_neither_a_missing_gradient_nor_one_that_is_not_finite_is_another_graph() -> None:
     ours, theirs = pair(lr=0.01)
     grads = grads_for(ours[0], 6)
+    del grads[2]["second"]  # between the other two
     del grads[3]["first"]
     grads[4]["second"][0, 0] = float("nan")
     for params, optimizer in (ours, theirs):
@@ -70,6 +71,17 @@ def test_neither_a_missing_gradient_nor_one_that_is_not_finite_is_another_graph(
     assert len(GRAPHS) == 2 * STACKS
     assert int(ours[1].state[ours[0]["second"]]["skipped"]) == 1
     assert_equal_run(ours, theirs)
+
+
+def test_a_run_that_resumes_without_some_gradients_needs_no_other_graphs() -> None:
+    params = parameters(torch.float64, SHAPES)
+    optimizer = Shampoo(params.items(), compile="counting")
+    first, second = grads_for(params, 2)
+    walk(optimizer, params, [first])
+    optimizer.load_state_dict(optimizer.state_dict())
+    GRAPHS.clear()
+    walk(optimizer, params, [{name: grad for name, grad in second.items() if name != "second"}, second])
+    assert len(GRAPHS) == 2 * STACKS
 
 
 PACE = {"rate": 0.1}

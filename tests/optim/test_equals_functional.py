@@ -105,6 +105,23 @@ def test_chunks_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     assert isinstance(storage.chunks(params)[0], chunks.Chunk)
 
 
+@pytest.mark.parametrize("small", [True, False])
+def test_scattered_gradients_are_few_chunks_and_the_same_bits(small: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    if not small:  # too large to be copied: each run of neighbours is a chunk of views
+        monkeypatch.setattr(chunks, "SMALLEST_LIMIT", 4 * 3 - 1)
+        monkeypatch.setattr("shampoo_optim.storage.limit_of", lambda *_, **__: 10**6)
+    params = parameters(shapes={f"w{number}": (4, 3) for number in range(24)})
+    optimizer = Shampoo(params.items(), betas=(0.9, 0.95), momentum=0.5)
+    present = [None, {0, 1, 5, 9, 23}, {5, 6, 7}, set(range(1, 24, 2)), {3}, None]
+    steps = grads_for(params, len(present))
+    seen = []
+    for step, kept in zip(steps, present, strict=True):
+        seen.append({name: grad for number, (name, grad) in enumerate(step.items()) if kept is None or number in kept})
+    assert_same_walk(optimizer, params, seen, shampoo(betas=(0.9, 0.95), momentum=0.5))
+    (storage,) = optimizer.__dict__["_storages"].values()
+    assert [len(storage.chunks(grads)) for grads in seen] == ([1] * 6 if small else [1, 4, 1, 12, 1, 1])
+
+
 def test_a_changing_lr_is_the_functional_schedule() -> None:
     params = parameters()
     optimizer = Shampoo(params.items(), lr=0.1)

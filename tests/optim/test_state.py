@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch.nn import Parameter
 
+from benchmarks.memory import peak
 from shampoo_optim import Shampoo
 from shampoo_optim.options import DEFAULTS
 from shampoo_optim.shampoo import CACHE
@@ -178,6 +179,26 @@ def test_state_on_a_device_that_no_parameter_is_on_any_more_is_let_go() -> None:
     kept[0, torch.device("meta")] = kept[0, torch.device("cpu")]  # as after `model.to("meta")` and back
     optimizer.step()
     assert [*kept] == [(0, torch.device("cpu"))]
+
+
+def test_neither_a_loaded_state_nor_one_that_a_parameter_joins_is_ever_there_twice() -> None:
+    params = parameters(shapes={f"w{number}": (128, 128) for number in range(40)})
+    optimizer = Shampoo(list(params.values()), precondition_frequency=100)
+    (grads,) = grads_for(params, 1)
+    walk(optimizer, params, [grads])
+    size = sum(tensor.nbytes for held in optimizer.state.values() for tensor in held.values())
+    usual = peak(lambda: walk(optimizer, params, [grads])) / size
+    saved = copy.deepcopy(optimizer.state_dict())
+    new = Parameter(torch.ones(128, 128))
+    new.grad = torch.ones(128, 128)
+
+    def resumed() -> None:
+        optimizer.load_state_dict(saved)
+        walk(optimizer, params, [grads])
+        optimizer.param_groups[0]["params"].append(new)
+        walk(optimizer, params, [grads])
+
+    assert 1 < peak(resumed) / size < 1 + usual + 0.25  # what was there before the load is not counted
 
 
 def test_tensors_moved_in_place_are_stepped_on() -> None:
