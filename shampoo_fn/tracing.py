@@ -7,6 +7,7 @@ from typing import ParamSpec, TypeVar
 import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor
+from torch.autograd import forward_ad
 from torch.utils._python_dispatch import is_in_torch_dispatch_mode
 
 P = ParamSpec("P")
@@ -23,21 +24,17 @@ def is_traced(tensor: Tensor) -> bool:
 
 def is_batched(tensor: Tensor) -> bool:
     """Whether `vmap` holds a tensor, inside other transforms or outside: its values cannot be read."""
-    return _is_held(tensor, torch._C._functorch.is_batchedtensor)
-
-
-def is_differentiated(tensor: Tensor) -> bool:
-    """Whether `grad` or `jvp` of torch.func hold a tensor; False inside `torch.compile`, which cannot be asked."""
-    return not torch.compiler.is_compiling() and _is_held(tensor, torch._C._functorch.is_gradtrackingtensor)
-
-
-def _is_held(tensor: Tensor, by: Callable[[Tensor], bool]) -> bool:
     functorch = torch._C._functorch
     while functorch.is_functorch_wrapped_tensor(tensor):
-        if by(tensor):
+        if functorch.is_batchedtensor(tensor):
             return True
         tensor = functorch.get_unwrapped(tensor)
     return False
+
+
+def is_differentiated_forward() -> bool:
+    """Whether forward derivatives are taken at present: by `jvp` of torch.func, dual tensors, or inside `torch.compile`."""
+    return bool(forward_ad._current_level >= 0)  # torch has no public query; `unpack_dual`, of a tensor, fails under vmap
 
 
 def is_observed() -> bool:

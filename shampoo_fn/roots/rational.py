@@ -10,7 +10,7 @@ from shampoo_fn.roots.partial_fractions import Fractions, partial_fractions
 from shampoo_fn.roots.residual import checked
 from shampoo_fn.roots.ridge import add_ridge
 from shampoo_fn.roots.solver import Roots, Solver, check_batch, check_dtype, wide_dtype, working_dtype
-from shampoo_fn.tracing import fixed, is_differentiated
+from shampoo_fn.tracing import fixed, is_differentiated_forward
 from shampoo_fn.validate import check_count, require
 
 SMALL_SHIFT = 1e-5  # below it the condition of M + c I exceeds what float32 inverts to three digits
@@ -79,7 +79,7 @@ def _inverse(matrices: Tensor, shift: float) -> Tensor:
     factor, failed = torch.linalg.cholesky_ex(matrices + shift * identity)
     failed = (failed != 0)[:, None, None]
     factor = torch.where(failed, identity, factor)
-    if is_differentiated(matrices):  # the forward derivative of `cholesky_inverse` is wrong in torch 2.13
+    if is_differentiated_forward():  # the forward derivative of `cholesky_inverse` is wrong in torch 2.13
         half = torch.linalg.solve_triangular(factor, identity.expand_as(factor), upper=False)
         inverse = half.mT @ half
     else:

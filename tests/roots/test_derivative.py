@@ -6,6 +6,7 @@ from collections.abc import Callable
 import pytest
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 from shampoo_fn.roots.eigh import Eigh
 from shampoo_fn.roots.newton import CoupledNewton
@@ -151,10 +152,19 @@ def test_both_directions_through_rational_are_near_the_true_derivative(condition
 
     step = 1e-6
     slope = (loss(matrix + step * moved) - loss(matrix - step * moved)) / (2 * step)
-    forward = torch.func.jvp(loss, (matrix,), (moved,))[1]
+
+    def along(matrix: Tensor, direction: Tensor) -> Tensor:
+        return torch.func.jvp(loss, (matrix,), (direction,))[1]
+
+    forward = along(matrix, moved)
     backward = (torch.func.grad(loss)(matrix) * moved).sum()
     torch.testing.assert_close(forward, backward, rtol=1e-6, atol=0.0)
     torch.testing.assert_close(forward, slope, rtol=1e-3, atol=0.0)
+    torch.compiler.reset()
+    torch.testing.assert_close(torch.compile(along, backend="eager", fullgraph=True)(matrix, moved), forward)
+    with forward_ad.dual_level():
+        dual = loss(forward_ad.make_dual(matrix, moved))
+        torch.testing.assert_close(forward_ad.unpack_dual(dual).tangent, forward)
 
 
 def test_a_pseudo_inverse_is_a_constant_to_derivatives() -> None:
