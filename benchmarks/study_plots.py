@@ -1,7 +1,7 @@
 """The study's pictures: what each knob changes, and the loss of the main contenders against steps and CPU time."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from matplotlib.axes import Axes
@@ -20,12 +20,13 @@ def pictures(groups: Groups, known: Known, folder: Path) -> None:
     measured = {name: summaries(*of_name, known) for name, of_name in groups.items()}
     knobs = {name: lines for name, lines in measured.items() if groups[name][0].knob and len(lines) > 1}
     if knobs:
-        _knobs(knobs, folder / "study_knobs.png")
+        steps = {name: groups[name][1][0].steps for name in knobs}
+        _knobs(knobs, steps, folder / "study_knobs.png")
     _races(groups, known, folder / "study_race.png")
 
 
-def _knobs(knobs: dict[str, list[Summary]], path: Path) -> None:
-    """One panel for each knob: a dot for the median, a bar for the seeds' range."""
+def _knobs(knobs: Mapping[str, list[Summary]], steps: Mapping[str, int], path: Path) -> None:
+    """One panel for each knob: a dot for the median, a bar for the seeds' range. Losses compare within a panel."""
     down = math.ceil(len(knobs) / ACROSS)
     figure = Figure(figsize=(3.6 * ACROSS, 2.5 * down), dpi=110, layout="constrained")
     panels = figure.subplots(down, ACROSS, squeeze=False).ravel()
@@ -37,7 +38,7 @@ def _knobs(knobs: dict[str, list[Summary]], path: Path) -> None:
         axes.plot([line.final for line in shown], places, "o", color=COLOURS[1], markersize=5)
         axes.axvline(best, color=COLOURS[0], linewidth=1, linestyle=(0, (1, 2)))
         axes.set_yticks(list(places), [line.variant.label for line in shown], fontsize=7)
-        axes.set_title(name, fontsize=10, fontweight="bold", color=INK, loc="left")
+        axes.set_title(f"{name}, {steps[name]} steps", fontsize=10, fontweight="bold", color=INK, loc="left")
         _clean(axes)
     for axes in panels[len(knobs) :]:
         axes.set_visible(False)

@@ -25,8 +25,9 @@ from shampoo_fn.roots.solver import Roots, Solver
 from shampoo_fn.scale import Scale
 from shampoo_fn.solve import Job, Solve, batched
 from shampoo_fn.state import BlockState, State, init_state
-from shampoo_fn.transform import Clock, Transform, Value
+from shampoo_fn.transform import Clock, Transform
 from shampoo_fn.update import accumulate, apply_updates, precondition, refresh, update
+from shampoo_fn.values import Value
 from shampoo_fn.weight_decay import WeightDecay
 
 __all__ = [

@@ -14,9 +14,11 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from shampoo_fn.averages import bias_correction, moving_average, weight_of_new
 from shampoo_fn.preconditioner import Preconditioner
-from shampoo_fn.transform import Clock, Value, bias_correction, check_value, moving_average
+from shampoo_fn.transform import Clock
 from shampoo_fn.validate import LEAST, check_number
+from shampoo_fn.values import Value, check_decay
 
 
 class SecondMoment(NamedTuple):
@@ -42,7 +44,8 @@ class Diagonal(Preconditioner):
         return SecondMoment(torch.zeros_like(param))
 
     def accumulate(self, grad: Tensor, state: SecondMoment, clock: Clock) -> SecondMoment:
-        return SecondMoment(moving_average(state.second_moment, grad * grad, self.decay, clock))
+        before = state.second_moment
+        return SecondMoment(moving_average(before, grad * grad, weight_of_new(self.decay, clock, before), clock))
 
     def precondition(self, update: Tensor, state: SecondMoment, clock: Clock) -> Tensor:
         root = differentiable_sqrt(state.second_moment)
@@ -86,7 +89,7 @@ class Averaged(Diagonal):
     beta2: Value
 
     def __post_init__(self) -> None:
-        check_value("beta2", self.beta2, 0.0, 1.0, "a number in [0, 1), a 0-d tensor or a schedule")
+        check_decay("beta2", self.beta2)
         check_epsilon(self.epsilon)
 
     @property

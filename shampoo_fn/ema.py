@@ -6,17 +6,11 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from shampoo_fn.averages import bias_correction, moving_average, weight_of_new
 from shampoo_fn.scalars import scalar
-from shampoo_fn.transform import (
-    Clock,
-    Transform,
-    Value,
-    bias_correction,
-    check_value,
-    moving_average,
-    value_at,
-)
+from shampoo_fn.transform import Clock, Transform
 from shampoo_fn.validate import check_floating, check_switch, require
+from shampoo_fn.values import Value, check_decay, value_at
 
 
 class EMAState(NamedTuple):
@@ -40,9 +34,9 @@ class EMA(Transform):
     dtype: torch.dtype | None = None
 
     def __post_init__(self) -> None:
-        check_value("beta", self.beta, 0.0, 1.0, "a number in [0, 1), a 0-d tensor or a schedule")
+        check_decay("beta", self.beta)
         if self.beta3 is not None:
-            check_value("beta3", self.beta3, 0.0, 1.0, "a number in [0, 1), a 0-d tensor, a schedule or None")
+            check_decay("beta3", self.beta3)
         check_switch("bias_correction", self.bias_correction)
         check_switch("nesterov", self.nesterov)
         require(not (self.nesterov and self.beta3 is not None), "beta3", self.beta3, "None when nesterov=True")
@@ -58,7 +52,9 @@ class EMA(Transform):
             ahead = value_at(self.beta, clock.step) ** 2 if self.beta3 is None else value_at(self.beta3, clock.step)
             weight = scalar(1 - ahead, update.dtype, update.device)
             filtered = torch.lerp(before, update, weight)
-        average = moving_average(before, update, self.beta, clock)  # which may be written into `before`
+        average = moving_average(
+            before, update, weight_of_new(self.beta, clock, before), clock
+        )  # which may be written into `before`
         filtered = average if filtered is None else filtered
         if self.bias_correction:
             filtered = filtered / bias_correction(self.beta, clock, update.dtype, ahead=ahead)

@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from shampoo_fn.averages import bias_correction, moving_average, weight_of_new
 from shampoo_fn.denormals import without_denormals
 from shampoo_fn.gram import gram
 from shampoo_fn.modes import FULL, ModeOptions, ModePlan, check_exponent, check_factors, frozen
@@ -24,18 +25,10 @@ from shampoo_fn.roots.auto import Auto
 from shampoo_fn.roots.ridge import negligible
 from shampoo_fn.roots.solver import Roots, Solver
 from shampoo_fn.symmetric import packed, unpacked
-from shampoo_fn.transform import (
-    Clock,
-    Request,
-    RootSpec,
-    Value,
-    bias_correction,
-    check_value,
-    chosen,
-    moving_average,
-)
+from shampoo_fn.transform import Clock, Request, RootSpec, chosen
 from shampoo_fn.tree import replaced
 from shampoo_fn.validate import check_count, check_floating, check_switch, require
+from shampoo_fn.values import Value, check_decay
 
 LARGEST_RESIDUAL = 0.2  # a root that misses by more is not installed
 LARGEST_BOOST = 1e6
@@ -72,7 +65,7 @@ class Kronecker(Preconditioner):
     packed: bool = False
 
     def __post_init__(self) -> None:
-        check_value("beta2", self.beta2, 0.0, 1.0 + 1e-12, "a number in [0, 1], a 0-d tensor or a schedule")
+        check_decay("beta2", self.beta2, sums=True)
         object.__setattr__(self, "exponent", frozen(self.exponent))
         object.__setattr__(self, "factors", frozen(self.factors))
         check_exponent(self.exponent)
@@ -109,12 +102,13 @@ class Kronecker(Preconditioner):
         return KroneckerState(factors, roots)
 
     def accumulate(self, grad: Tensor, state: KroneckerState, clock: Clock) -> KroneckerState:
-        factors = {}
+        factors: dict[str, Tensor] = {}
+        weight = weight_of_new(self.beta2, clock, next(iter(state.factors.values()))) if state.factors else None
         grad = without_denormals(grad)
         for mode, factor in state.factors.items():
             unfolded = unfold(grad, int(mode)).to(factor.dtype)
             statistic = self._kept(gram(unfolded)) if factor.dim() == 2 else unfolded.square().sum(-1)
-            factors[mode] = moving_average(factor, statistic, self.beta2, clock)
+            factors[mode] = moving_average(factor, statistic, weight, clock)
         return replaced(state, factors=factors)
 
     def root_specs(self, shape: tuple[int, ...]) -> dict[str, RootSpec]:

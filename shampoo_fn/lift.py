@@ -44,8 +44,8 @@ def guarded(stack: Stack, config: Config, links: Tree, grads: Tensor, params: Te
     if config.nonfinite == "propagate":
         return Blocks(grads, torch.ones(len(grads), dtype=torch.bool, device=grads.device), True, params)
     # the squared norm bounds every entry of every statistic: while it is finite, no statistic overflows
-    squared = torch.linalg.vector_norm(grads.detach().flatten(1), dim=1).square()
-    alive = squared.to(narrowest(links, dtype)) < torch.inf
+    norms = torch.linalg.vector_norm(grads.detach().flatten(1), dim=1)
+    alive = norms < torch.finfo(narrowest(links, dtype)).max ** 0.5
     # on a CPU the answer can be had at once, and saves a pass over the gradients here and over the updates later
     known = grads.device.type == "cpu" and not is_traced(grads) and bool(alive.all())
     if not known:
@@ -60,7 +60,8 @@ def accumulate_stack(stack: Stack, config: Config, state: BlockState, blocks: Bl
         step = old.step + alive
         clock = _clock(config, step, alive, certain=blocks.all_alive, own=blocks.own)
         links = stack.transform.accumulate(grad, old.links, param[0] if param else None, clock)
-        new = BlockState(step, old.skipped + ~alive, alive.clone(), old.refreshed, links)
+        skipped = old.skipped if blocks.all_alive else old.skipped + ~alive
+        new = BlockState(step, skipped, alive.clone(), old.refreshed, links)
         found: Changes = _unheld(changes(old, new), (grad, *param, old.links))
         return found
 

@@ -6,8 +6,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from shampoo_fn.transform import Clock, Transform, Value, check_value, chosen, value_at
+from shampoo_fn.transform import Clock, Transform, chosen
 from shampoo_fn.validate import check_floating, check_number, check_switch
+from shampoo_fn.values import Value, check_decay, value_at
 
 
 class MomentumState(NamedTuple):
@@ -29,7 +30,7 @@ class Momentum(Transform):
     dtype: torch.dtype | None = None
 
     def __post_init__(self) -> None:
-        check_value("momentum", self.momentum, 0.0, 1.0, "a number in [0, 1), a 0-d tensor or a schedule")
+        check_decay("momentum", self.momentum)
         check_number("dampening", self.dampening, 0.0, 1.0, "a number in [0, 1)")
         check_switch("nesterov", self.nesterov)
         check_floating("dtype", self.dtype)

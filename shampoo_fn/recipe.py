@@ -21,8 +21,9 @@ from shampoo_fn.preconditioner import Identity, Preconditioner
 from shampoo_fn.roots.auto import Auto
 from shampoo_fn.roots.solver import Solver
 from shampoo_fn.scale import Scale
-from shampoo_fn.transform import Transform, Value, check_value
+from shampoo_fn.transform import Transform
 from shampoo_fn.validate import check_count, check_floating, check_switch, require
+from shampoo_fn.values import Value, check_decay
 from shampoo_fn.weight_decay import WeightDecay
 
 EMBEDDINGS = ("*embed*", "*wte*", "*wpe*", "*lm_head*", "head.weight", "*.head.weight")  # and output heads
@@ -81,8 +82,8 @@ def shampoo(
     """
     # what goes into a field of another name is checked here, under the name that the caller knows
     require(isinstance(betas, tuple | list) and len(betas) == 2, "betas", betas, "a pair (beta1, beta2)")
-    check_value("betas[0]", betas[0], 0.0, 1.0, "a number in [0, 1), a 0-d tensor or a schedule")
-    check_value("betas[1]", betas[1], 0.0, 1.0 + 1e-12, "a number in [0, 1], a 0-d tensor or a schedule")
+    check_decay("betas[0]", betas[0])
+    check_decay("betas[1]", betas[1], sums=True)
     known = grafting is None or isinstance(grafting, Preconditioner)
     require(known, "grafting", grafting, "a Preconditioner, such as Adam(), or None")
     check_switch("decoupled_weight_decay", decoupled_weight_decay)

@@ -2,8 +2,7 @@
 
 vmap flattens, checks and rebuilds what goes in and out by general tree code, which takes as long as the operations on small
 blocks: the first half of a step on 4 x 4 blocks takes 280 us with it and 150 without, the second 390 and 265. What it does to
-tensors are the four functions below. They are private; `tests/test_slots.py` compares them with vmap itself, which
-torch.compile follows.
+tensors are the four functions below. They are private; `tests/test_slots.py` compares them with vmap itself.
 """
 
 from collections.abc import Callable
@@ -13,10 +12,11 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 from torch._C import _functorch
+from torch._functorch import vmap as functorch_vmap
 from torch.func import vmap
 
 from shampoo_fn.tracing import is_traced, own_precision
-from shampoo_fn.tree import Tree, first_leaf, leaves, map_tree
+from shampoo_fn.tree import Tree, first_leaf, map_tree
 
 T = TypeVar("T")
 
@@ -29,7 +29,7 @@ def over_slots(function: Callable[..., T]) -> Callable[..., T]:
         assert first is not None, trees
         with own_precision(first):
             if torch.compiler.is_compiling():
-                return _traced(function, trees, leaves(trees))
+                return _traced(function, trees, slots=first.shape[0])
             return _eager(function, trees, slots=first.shape[0])
 
     return lifted
@@ -62,16 +62,12 @@ def _eager(function: Callable[..., T], trees: tuple[Tree, ...], *, slots: int) -
         _functorch._vmap_decrement_nesting()
 
 
-def _traced(function: Callable[..., T], trees: tuple[Tree, ...], tensors: list[Tensor]) -> T:
-    made: list[T] = []
-
-    def flat(*tensors: Tensor) -> tuple[Tensor, ...]:
-        each = iter(tensors)
-        made.append(function(*(map_tree(lambda _: next(each), tree) for tree in trees)))
-        return tuple(leaves(made[0]))
-
-    each = iter(vmap(flat)(*tensors))
-    return map_tree(lambda _: next(each), made[0])  # type: ignore[no-any-return]
+def _traced(function: Callable[..., T], trees: tuple[Tree, ...], *, slots: int) -> T:
+    """The same in words that torch.compile knows, those of vmap's own code: the rest takes 0.3 to 0.4 s a call to follow."""
+    add, remove = functorch_vmap._add_batch_dim, functorch_vmap._remove_batch_dim  # type: ignore[attr-defined]
+    with functorch_vmap.vmap_increment_nesting(slots, "error") as level:
+        made = function(*map_tree(lambda stacked: add(stacked, 0, level), trees))
+        return map_tree(lambda block: remove(block, level, slots, 0), made)  # type: ignore[no-any-return]
 
 
 @cache

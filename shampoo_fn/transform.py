@@ -5,26 +5,15 @@ lifts these functions over stacks of equal blocks with `torch.func.vmap`.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
 from dataclasses import is_dataclass
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from shampoo_fn.roots.solver import Roots, Solver, wide_dtype
+from shampoo_fn.roots.solver import Roots, Solver
 from shampoo_fn.scalars import scalar
-from shampoo_fn.slots import lerp_into
-from shampoo_fn.tracing import is_traced
 from shampoo_fn.tree import Tree
-from shampoo_fn.validate import NUMBER, check_number, require
-
-Value = float | Tensor | Callable[[Tensor], Any]
-"""A hyper-parameter: a number, a 0-d tensor, or a schedule `step -> value` of the 0-d int64 step, counted from 1.
-
-A schedule is called inside of vmap, where no value can be read: it is written in operations of torch, `torch.clamp(step / 100,
-max=1)` for `min(1, step / 100)` and `torch.where(step < 10, 0.1, 0.01)` for an `if`.
-"""
 
 
 class Clock(NamedTuple):
@@ -132,72 +121,8 @@ def is_of_package(member: object) -> bool:
     return known and is_of_package(parts)
 
 
-def value_at(value: Value, step: Tensor) -> Any:
-    """The hyper-parameter at this step: a number, or a 0-d tensor of the host or of the step's device."""
-    found = _scheduled(value, step) if callable(value) else value
-    if isinstance(found, Tensor) and found.device.type != "cpu" and found.device != step.device:
-        return found.to(step.device)
-    return found
-
-
-def _scheduled(schedule: Callable[[Tensor], Any], step: Tensor) -> Any:
-    if torch.compiler.is_compiling():
-        return schedule(step)
-    try:
-        return schedule(step)
-    except (RuntimeError, TypeError) as error:
-        raise RuntimeError(
-            f"the schedule {schedule!r} failed: it gets the step as a 0-d tensor inside of vmap, where no value can be read. "
-            "Write torch.clamp(step / 100, max=1) for min(1, step / 100), torch.where(step < 10, 0.1, 0.01) for an if, "
-            "torch.cos for math.cos"
-        ) from error
-
-
-def check_value(field: str, value: Value, low: float, high: float, allowed: str) -> None:
-    """Refuse a number outside [low, high); schedules are taken on trust, and tensors whose values cannot be read at once."""
-    if isinstance(value, Tensor):
-        require(value.dim() == 0, field, tuple(value.shape), "a 0-d tensor, not one of this shape")
-        if value.device.type == "cpu" and not is_traced(value):
-            # a tensor is no statement about structure: only the number 1 asks for a sum instead of an average
-            sums = 1 < high < 1.5 and value.item() == 1
-            require(not sums, field, value, "below 1 if it is a tensor; write the number 1 for a sum")
-            require(low <= value.item() < high, field, value, allowed)
-    elif not callable(value):
-        check_number(field, value, low, high, allowed)
-
-
-def moving_average(old: Tensor, new: Tensor, beta: Value, clock: Clock) -> Tensor:
-    """`beta old + (1 - beta) new`, or the sum `old + new` if beta is the number 1; `old` itself where not alive.
-
-    Where the clock says so, it is written into `old`.
-    """
-    if isinstance(beta, NUMBER) and beta == 1:
-        return chosen(clock.certain or clock.alive, old + new, old)
-    # a weight of zero leaves `old` to the bit; selecting afterwards would read and write every state once more
-    weight = scalar(1 - value_at(beta, clock.step), old.dtype, old.device)
-    # also where all are alive: a weight per block and one for all round differently
-    # not a product: at step 0, before the first finite gradient, a schedule may be infinite
-    weight = torch.where(clock.alive, weight, 0.0)
-    return (lerp_into if clock.own else torch.lerp)(old, new.to(old.dtype), weight)
-
-
 def chosen(condition: Tensor | bool, yes: Tensor, no: Tensor | float) -> Tensor:
     """`torch.where` that costs nothing for a condition that is known to hold."""
     if condition is True:
         return yes
     return torch.where(scalar(condition, torch.bool, yes.device), yes, no)
-
-
-def bias_correction(beta: Value, clock: Clock, dtype: torch.dtype, *, ahead: Any = None) -> Any:
-    """`1 - beta^t`, or with a number `ahead` `1 - ahead beta^(t-1)`; 1 for sums (beta = 1).
-
-    In float64: of a beta near 1 the difference from 1 is what counts, and float32 keeps three digits of it at 0.9999. The least
-    normal number, added to beta, leaves all but 0 as they are, and gives 0 its derivative.
-    """
-    if isinstance(beta, NUMBER) and (beta == 1 or (beta == 0 and ahead is None)):
-        return 1.0
-    wide = wide_dtype(clock.step.device)
-    logarithm = torch.log(scalar(value_at(beta, clock.step), wide, clock.step.device) + torch.finfo(wide).tiny)
-    step = clock.step.clamp_min(1).to(wide)  # before the first finite gradient there is nothing to correct
-    power = torch.exp(step * logarithm) if ahead is None else ahead * torch.exp((step - 1) * logarithm)
-    return (1 - power).to(dtype)

@@ -4,8 +4,9 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from shampoo_fn.transform import Clock, Transform, Value, check_value, value_at
+from shampoo_fn.transform import Clock, Transform
 from shampoo_fn.tree import Tree
+from shampoo_fn.values import Value, check_rate, value_at
 
 
 @dataclass(frozen=True)
@@ -19,7 +20,7 @@ class WeightDecay(Transform):
     weight_decay: Value
 
     def __post_init__(self) -> None:
-        check_value("weight_decay", self.weight_decay, 0.0, float("inf"), "a finite number >= 0, a 0-d tensor or a schedule")
+        check_rate("weight_decay", self.weight_decay)
 
     def init(self, param: Tensor) -> Tree:
         return ()

@@ -16,8 +16,8 @@ from shampoo_fn.recipe import default_ridge
 from shampoo_fn.roots.auto import Auto
 from shampoo_fn.roots.minimax import Minimax
 from shampoo_fn.roots.rational import Rational
-from shampoo_fn.transform import check_value
 from shampoo_fn.validate import LEAST, check_number, require
+from shampoo_fn.values import check_decay
 from shampoo_optim.grafting import magnitude
 from shampoo_optim.options import DEFAULTS, SAME
 from shampoo_optim.precision import SETTINGS
@@ -120,7 +120,7 @@ def _check(group: Mapping[str, Any], dials: Dials) -> None:
         require(isinstance(group[name], str) and group[name] in known, name, group[name], f"one of {list(known)}")
     for name in ("grafting_epsilon", "grafting_rms"):
         check_number(name, group[name], LEAST, inf, "a finite number > 0")
-    check_value("grafting_beta2", dials["grafting_beta2"], 0.0, 1.0, "a number in [0, 1) or a 0-d tensor")
+    check_decay("grafting_beta2", dials["grafting_beta2"])
     for name in ("epsilon", "relative_epsilon"):
         optional = name == "relative_epsilon" and group[name] is None
         check_number(name, 0.0 if optional else group[name], 0.0, inf, "a finite number >= 0")

@@ -3,7 +3,7 @@
 from enum import Enum
 
 from shampoo_fn import Adagrad, Adam, FixedRMS, Identity, Preconditioner, RMSprop
-from shampoo_fn.transform import Value
+from shampoo_fn.values import Value
 
 
 class GraftingType(Enum):

@@ -26,6 +26,7 @@ from shampoo_optim.structure import values
 from shampoo_optim.work import Work
 
 CACHE = "_storages"  # not pickled, not copied, rebuilt when needed
+GRAPHS = "_graphs"  # likewise, but no state is in them: they outlive a load
 SETTLED = "_settled"  # likewise: the options of each group at the last step
 PLACEMENT = "_placement"  # likewise
 SHAPES = "_shapes"  # the options that each state was made under
@@ -153,8 +154,8 @@ class Shampoo(Optimizer):
     def stacked(self) -> Stacked:
         """The state as steps have it: of all parameters of a group together."""
         placement = self.placement  # which may drop what was kept
-        kept, shapes = self.__dict__.setdefault(CACHE, {}), self.__dict__.setdefault(SHAPES, {})
-        return Stacked(self.param_groups, self.state, placement, self._base, kept, shapes)
+        kept, graphs, shapes = (self.__dict__.setdefault(name, {}) for name in (CACHE, GRAPHS, SHAPES))
+        return Stacked(self.param_groups, self.state, placement, self._base, kept, graphs, shapes)
 
     @property
     def _base(self) -> Config | None:

@@ -1,6 +1,6 @@
 """The stacked state of all groups: made when it is first asked for, and anew when something it follows from was replaced."""
 
-from collections.abc import Iterator, Mapping, MutableMapping, Sequence
+from collections.abc import Hashable, Iterator, Mapping, MutableMapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -16,6 +16,7 @@ from shampoo_optim.structure import Structure, structure
 
 Group = dict[str, Any]
 Kept = dict[tuple[int, torch.device], Storage]  # by the number of the group and the device
+Graphs = dict[Hashable, dict[str, Any]]  # by what they depend on of a group's options: `Storage.graphs`
 
 
 class Stacked(NamedTuple):
@@ -26,6 +27,7 @@ class Stacked(NamedTuple):
     placement: Placement
     base: Config | None
     kept: Kept
+    graphs: Graphs
     shapes: Shapes
 
     def forget(self) -> None:
@@ -66,14 +68,19 @@ class Stacked(NamedTuple):
             return before
         check_shapes(self.shapes, group, self.state)
         remember_shapes(self.shapes, group, params, self.state)
-        graphs = before.graphs if before is not None and before.key.walks == key.walks else {}  # whatever they serve
         self.kept.pop((number, device), None)
         del before  # its stacks are let go of one by one, as new ones are filled
         # it outlives a step in inference mode, whose tensors no later step could write into
         with torch.inference_mode(False), torch.no_grad():
             storage = self.kept[number, device] = self.placement.storage(self._members(number, params, states, key))
-        storage.graphs = graphs
+        storage.graphs = self._graphs(key.walks)
         return storage
+
+    def _graphs(self, walks: Hashable) -> dict[str, Any]:
+        """The graphs of all groups that differ in dials alone, whatever parameters they serve; others are let go of."""
+        for gone in self.graphs.keys() - {structure(group).walks for group in self.groups}:
+            del self.graphs[gone]
+        return self.graphs.setdefault(walks, {})
 
     def _members(self, number: int, params: list[Tensor], states: list[dict[str, Any]], key: Structure) -> Members:
         group = self.groups[number]

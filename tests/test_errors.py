@@ -80,7 +80,7 @@ WRONG: list[tuple[Callable[..., Any], str, Any, str]] = [
     *((make, "beta2", wrong, "[0, 1)") for make in (RMSprop, Adam) for wrong in (1.0, -0.1, None)),
     *((FixedRMS, "rms", wrong, "> 0") for wrong in (0.0, -1.0, INF, NAN)),
     *((Kronecker, "beta2", wrong, "[0, 1]") for wrong in (1.1, -0.1, NAN)),
-    (Kronecker, "beta2", torch.tensor(1.0), "below 1 if it is a tensor"),
+    (Kronecker, "beta2", torch.tensor(1.0), "a 0-d tensor below 1 or a schedule"),
     *((Kronecker, "exponent", wrong, "[0, 1]") for wrong in (1.5, -0.5, "half", True)),
     (lambda exponent: Kronecker(exponent={2: exponent}), "exponent", 2.0, "[0, 1]"),
     (lambda exponent: Kronecker(exponent={2: exponent}), "exponent", (0.5,), "2 modes"),
@@ -459,7 +459,7 @@ TWO = {"w": randn(4, 3), "bias": randn(4, seed=1)}
 
 def test_a_tensor_does_not_ask_for_a_sum() -> None:
     with pytest.raises(
-        ValueError, match=r"betas\[1\]=tensor\(1\.\): must be below 1 if it is a tensor; write the number 1 for a sum"
+        ValueError, match=r"betas\[1\]=tensor\(1\.\): must be a number in \[0, 1\] \(1 for a sum\), a 0-d tensor below 1"
     ):
         shampoo(betas=(0.9, torch.tensor(1.0)))
 

@@ -10,7 +10,7 @@ from torch.nn import Parameter
 from torch.optim.lr_scheduler import CosineAnnealingLR
 from torch.utils.flop_counter import FlopCounterMode
 
-from shampoo_fn import Adam, Blocking, Cadence, Chain, Config, Graft, Kronecker, Preconditioned, Scale
+from shampoo_fn import Adam, Blocking, ByShape, Cadence, Chain, Config, Graft, Kronecker, Preconditioned, Scale, When
 from shampoo_optim import Shampoo, walks
 from tests.optim.support import BUSY, grads_for, parameters, snapshot, walk
 from tests.support import assert_identical
@@ -75,13 +75,59 @@ def test_neither_a_missing_gradient_nor_one_that_is_not_finite_is_another_graph(
 
 def test_a_run_that_resumes_without_some_gradients_needs_no_other_graphs() -> None:
     params = parameters(torch.float64, SHAPES)
-    optimizer = Shampoo(params.items(), compile="counting")
     first, second = grads_for(params, 2)
-    walk(optimizer, params, [first])
-    optimizer.load_state_dict(optimizer.state_dict())
-    GRAPHS.clear()
-    walk(optimizer, params, [{name: grad for name, grad in second.items() if name != "second"}, second])
+    before, after = Shampoo(params.items()), Shampoo(params.items(), compile="counting")
+    walk(before, params, [first])
+    checkpoint = before.state_dict()
+    checkpoint["param_groups"][0]["compile"] = "counting"
+    after.load_state_dict(checkpoint)
+    walk(after, params, [{name: grad for name, grad in second.items() if name != "second"}, second])
     assert len(GRAPHS) == 2 * STACKS
+
+
+def test_graphs_outlive_a_load() -> None:
+    ours, theirs = pair(lr=0.01, momentum=0.9)
+    grads = grads_for(ours[0], 4)
+    for params, optimizer in (ours, theirs):
+        walk(optimizer, params, grads[:2])
+        optimizer.load_state_dict(optimizer.state_dict())
+        walk(optimizer, params, grads[2:])
+    assert len(GRAPHS) == 2 * STACKS
+    assert_equal_run(ours, theirs)
+
+
+def test_groups_that_differ_in_dials_share_their_graphs() -> None:
+    shapes = {f"w{group}{number}": (6, 4) for group in range(3) for number in range(2)}
+    runs = []
+    for backend in ("counting", False):
+        params = parameters(torch.float64, shapes)
+        groups = [
+            {"params": [], "lr": 0.1 / (1 + n), "weight_decay": 0.1 * (1 + n), "betas": (0.9, 0.9 + 0.01 * n)} for n in range(3)
+        ]
+        for name, param in params.items():
+            groups[int(name[1])]["params"].append((name, param))
+        runs.append((params, Shampoo(groups, compile=backend)))
+        walk(runs[-1][1], params, grads_for(params, 3))
+    assert len(GRAPHS) == 2
+    assert_equal_run(*runs)
+
+
+def test_groups_whose_blocks_take_other_transforms_have_graphs_of_their_own() -> None:
+    def matrices(exponent: float) -> Preconditioned:
+        return Preconditioned(Kronecker(exponent=exponent))
+
+    rules = (When(Preconditioned(Adam()), name="embed"), When(matrices(0.25), name="other"))
+    config = Config(Chain(precondition=ByShape(matrices(0.5), rules), rate=Scale(0.1)))
+    runs = []
+    for backend in ("counting", False):
+        params = parameters(torch.float64, dict.fromkeys(("weight", "embed", "other"), (6, 4)))
+        optimizer = Shampoo([{"params": [pair]} for pair in params.items()], config=config)
+        for group in optimizer.param_groups:
+            group["compile"] = backend
+        walk(optimizer, params, grads_for(params, 3))
+        runs.append((params, optimizer))
+    assert len(GRAPHS) == 5  # both kinds of matrices take gradients into their statistics alike
+    assert_equal_run(*runs)
 
 
 PACE = {"rate": 0.1}
