@@ -52,11 +52,16 @@ def steady(shapes: Shapes, block: int, rounds: int, *, compiled: bool) -> dict[s
 
 def refreshing(shapes: Shapes, block: int, rounds: int) -> dict[str, Any]:
     """A step in which every root is due, over float32 eigendecompositions of the same factors."""
-    step = stepper(shapes, max_preconditioner_dim=block, precondition_frequency=1)
+    options: dict[str, Any] = {"max_preconditioner_dim": block, "precondition_frequency": 1}
+    step = stepper(shapes, **options)
     factors = [factor.clone() for factor in factors_of(storage_of(step))]
-    runs: Runs = {"torch.linalg.eigh, float32": lambda: [torch.linalg.eigh(f) for f in factors], "step, all roots due": step}
+    runs: Runs = {
+        "torch.linalg.eigh, float32": lambda: [torch.linalg.eigh(f) for f in factors],
+        "step, all roots due": step,
+        "step, all roots due, in float32": stepper(shapes, root_inv_dtype=torch.float32, **options),
+    }
     times = {name: median(each) for name, each in measured(runs, rounds).items()}
-    return table(f"refresh step, block {block}, float64 roots", times, "torch.linalg.eigh, float32")
+    return table(f"refresh step, block {block}", times, "torch.linalg.eigh, float32")
 
 
 def staggering(shapes: Shapes, block: int, rounds: int) -> dict[str, Any]:
@@ -92,6 +97,7 @@ def overhead(shapes: Shapes, blocks: Sequence[int], rounds: int, *, compiled: bo
     settings: dict[str, dict[str, Any]] = {"": {}, ", embeddings by Adam": {"diagonal": EMBEDDINGS}}
     default = settings[", embeddings by Adam"]
     settings[", embeddings by Adam, statistics in 'medium'"] = default | {"statistics_precision": "medium"}
+    settings[", embeddings by Adam, roots in float32"] = default | {"root_inv_dtype": torch.float32}
     if compiled:
         settings[", embeddings by Adam, compiled"] = default | {"compile": True}
     intervals: dict[str, int] = {}

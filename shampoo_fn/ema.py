@@ -50,11 +50,9 @@ class EMA(Transform):
         filtered = ahead = None
         if self.beta3 is not None or self.nesterov:
             ahead = value_at(self.beta, clock.step) ** 2 if self.beta3 is None else value_at(self.beta3, clock.step)
-            weight = scalar(1 - ahead, update.dtype, update.device)
-            filtered = torch.lerp(before, update, weight)
-        average = moving_average(
-            before, update, weight_of_new(self.beta, clock, before), clock
-        )  # which may be written into `before`
+            filtered = torch.lerp(before, update, scalar(1 - ahead, update.dtype, update.device))
+        weight = weight_of_new(self.beta, clock, before)
+        average = moving_average(before, update, weight, clock)  # which may be written into `before`
         filtered = average if filtered is None else filtered
         if self.bias_correction:
             filtered = filtered / bias_correction(self.beta, clock, update.dtype, ahead=ahead)
