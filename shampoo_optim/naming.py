@@ -7,6 +7,8 @@ from typing import Any
 
 from torch.nn.parameter import is_lazy
 
+from shampoo_fn.by_shape import matches_glob
+
 _FINAL = {
     "velocity": "momentum",
     "average": "filtered",
@@ -37,17 +39,21 @@ def parameter_name(groups: Sequence[Mapping[str, Any]], number: int, index: int)
 
 
 def warn_of_embedding(group: Mapping[str, Any], number: int) -> None:
-    """Say so if parameters without names, by which embeddings and output heads are known, look as if there were one.
+    """Say so if a parameter without a name by which embeddings and output heads are known looks like one.
 
     A vocabulary is long, and much longer than a model is wide; no other matrix of a common model is (fused gates: 11 times).
     """
-    for place, param in enumerate(() if group.get("param_names") else group["params"]):
+    names = group.get("param_names") or [None] * len(group["params"])
+    for place, (param, name) in enumerate(zip(group["params"], names, strict=False)):
         short, long = sorted(param.shape) if not is_lazy(param) and param.dim() == 2 else (0, 0)
-        if 128 <= short <= long / 12 and long >= 8192:
+        known = name is not None and any(matches_glob(glob, str(name)) for glob in group["diagonal"])
+        if 128 <= short <= long / 12 and long >= 8192 and not known:
+            which = f"parameter {place} of group {number}" if name is None else f"{name!r}"
+            lacks = "has none: pass model.named_parameters(), or" if name is None else "has another: write diagonal=(globs), or"
             warnings.warn(
-                f"Shampoo knows embeddings and output heads by their names, and parameter {place} of group {number}, of shape "
-                f"{tuple(param.shape)} and likely to be one, has none: pass model.named_parameters(), or say which take the "
-                "diagonal method: diagonal='*' in a group of their own, diagonal=() for none",
+                f"Shampoo knows embeddings and output heads by their names, and {which}, of shape {tuple(param.shape)} and "
+                f"likely to be one, {lacks} say which take the diagonal method: diagonal='*' in a group of their own, "
+                "diagonal=() for none",
                 UserWarning,
                 stacklevel=5,  # the line that makes the optimizer
             )

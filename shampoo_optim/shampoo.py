@@ -44,9 +44,9 @@ class Shampoo(Optimizer):
     such as `distributed.Scattered()`.
 
     Pass `model.named_parameters()`, not `model.parameters()`: embeddings and output heads, which do better by the diagonal
-    method, are found by their names alone (the globs of `diagonal`). Without names they get Kronecker factors like any other
-    matrix, and a warning where the shape gives one away; then give them a group of their own:
-    `{"params": [model.embed.weight], "diagonal": "*"}`.
+    method, are found by their names alone (the globs of `diagonal`). Without such a name they get Kronecker factors like any
+    other matrix, and a warning where the shape gives one away; then name yours, `diagonal=("tokens.*", "decoder.*")`, or give
+    them a group of their own, `{"params": [model.embed.weight], "diagonal": "*"}`.
 
     A complex parameter [...] takes the steps of the real one [..., 2] of its parts. `state[p]` is a dict of named tensors, see
     `entries.py`. ValueErrors tell the option's name, value and what is allowed.

@@ -386,15 +386,19 @@ def test_a_config_says_everything_but_lr() -> None:
         Shampoo(params, config=shampoo(), momentum=0.9)
 
 
-def test_a_nameless_parameter_that_looks_like_an_embedding_is_warned_of() -> None:
+def test_what_looks_like_an_embedding_and_is_not_known_by_its_name_is_warned_of() -> None:
     vocabulary, gates = (torch.nn.Parameter(torch.empty(shape, device="meta")) for shape in ((8192, 512), (37888, 3584)))
     with pytest.warns(UserWarning, match=r"parameter 1 of group 0, of shape \(8192, 512\).*named_parameters") as said:
         Shampoo([gates, vocabulary])
     assert said[0].filename == __file__
+    with pytest.warns(UserWarning, match=r"'tokens', of shape \(8192, 512\) and likely to be one, has another") as said:
+        Shampoo([("gates", gates), ("tokens", vocabulary)])
+    assert said[0].filename == __file__
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        Shampoo([("anything", vocabulary)])
+        Shampoo([("gates", gates), ("module.token_embed.weight", vocabulary)])
         Shampoo([gates])
+        Shampoo([("tokens", vocabulary)], diagonal="tok*")
         Shampoo([vocabulary], diagonal=())
         Shampoo([{"params": [vocabulary], "diagonal": "*"}, {"params": [gates]}])
 
