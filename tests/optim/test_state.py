@@ -116,7 +116,7 @@ def test_a_busy_run_resumes_to_the_bit_at_any_step(at: int) -> None:
 def test_nothing_of_its_own_on_the_optimizer() -> None:
     params, optimizer = walked()
     own = {name for name in vars(optimizer) if name not in vars(torch.optim.SGD(params.values(), 0.1))}
-    assert own == {"_storages", "_settled", "_shapes"}
+    assert own == {"_storages", "_graphs", "_settled", "_shapes"}
     for copied in (copy.deepcopy(optimizer), pickle.loads(pickle.dumps(optimizer))):
         assert own & vars(copied).keys() == {"_shapes"}  # what its states were made under
         assert vars(copied)["_shapes"].keys() == copied.state.keys()
