@@ -39,14 +39,15 @@ def moving_average(old: Tensor, new: Tensor, weight: Tensor | None, clock: Clock
 def bias_correction(beta: Value, clock: Clock, dtype: torch.dtype, *, ahead: Any = None) -> Any:
     """`1 - beta^t`, or with a number `ahead` `1 - ahead beta^(t-1)`; 1 for sums (beta = 1).
 
-    In float64: of a beta near 1 the difference from 1 is what counts, and float32 keeps three digits of it at 0.9999. The least
-    normal number, added to beta, leaves all but 0 as they are, and gives 0 its derivative.
+    In float64: of a beta near 1 the difference from 1 is what counts, and float32 keeps three digits of it at 0.9999. A tiny
+    number, added to beta, leaves all but 0 as they are, and gives 0 its derivatives.
     """
     if isinstance(beta, NUMBER) and (beta == 1 or (beta == 0 and ahead is None)):
         return 1.0
     base = scalar(value_at(beta, clock.step), wide_dtype(clock.step.device), clock.step.device)
     # not `pow`: inductor computes it anew for each element of a block, which made compiled steps a quarter slower
-    logarithm = torch.log(base + torch.finfo(base.dtype).tiny)
+    tiny = torch.finfo(base.dtype).tiny ** 0.9  # whose inverse, times a number of steps, is finite
+    logarithm = torch.log(base + tiny)
     step = clock.step.clamp_min(1)  # before the first finite gradient there is nothing to correct
     power = torch.exp(step * logarithm) if ahead is None else ahead * torch.exp((step - 1) * logarithm)
     return (1 - power).to(dtype)

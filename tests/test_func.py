@@ -99,7 +99,7 @@ def test_a_decay_of_zero_has_its_derivative(place: int) -> None:
         params = {"w": torch.eye(3, dtype=torch.float64)}
         config = shampoo(betas=betas, solver=Eigh(relative_epsilon=1e-2, exact_derivative=True))
         state = init_state(params, config)
-        for step in range(3):
+        for step in range(6):
             grads = {"w": params["w"] * torch.arange(1.0, 4.0, dtype=torch.float64) + step}
             updates, state = update(grads, state, config, refresh=True)
             params = {"w": params["w"] + updates["w"]}
