@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from shampoo_fn.config import Config
-from shampoo_fn.layout import Layout, Stack, layout
-from shampoo_fn.state import BlockState, State, init_stack
+from shampoo_fn.layout import Layout, layout
+from shampoo_fn.state import State, outline
 from shampoo_fn.tree import Tree, flatten
 
 
@@ -21,7 +21,7 @@ def plan_of(state: State, config: Config) -> Layout:
     if torch.compiler.is_compiling():
         return plan
     if not plan.outlines:
-        plan.outlines.update({stack.key: _outline(_like(stack)) for stack in plan.stacks})
+        plan.outlines.update({stack.key: _outline(outline(stack, stack.size)) for stack in plan.stacks})
     if {key: _outline(blocks) for key, blocks in state.stacks.items()} != plan.outlines:
         _check_not_stacked(state)
         raise ValueError(
@@ -40,11 +40,6 @@ def _outline(tree: Tree) -> Any:
     return (type(tree), *map(_outline, tree))
 
 
-def _like(stack: Stack) -> BlockState:
-    """A state of this stack without values."""
-    return init_stack(stack, torch.empty((stack.size, *stack.block), dtype=stack.dtype, device="meta"))
-
-
 def _check_not_stacked(state: State) -> None:
     for name, template in state.templates.items():
         first, *shape = template.shape
@@ -61,7 +56,7 @@ def _difference(state: State, plan: Layout) -> str:
         where = f"stack {stack.key!r}, of parameter {stack.pieces[0].name!r},"
         if stack.key not in state.stacks:
             return f"{where} is missing, there are {', '.join(map(repr, state.stacks)) or 'none'}"
-        found, wanted = flatten(state.stacks[stack.key]), flatten(_like(stack))
+        found, wanted = flatten(state.stacks[stack.key]), flatten(outline(stack, stack.size))
         for path in [*wanted, *found]:
             if path not in found:
                 return f"{where} has no entry {path!r}, which the config keeps"

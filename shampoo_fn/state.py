@@ -64,6 +64,11 @@ def init_stack(stack: Stack, blocks: Tensor) -> BlockState:
     return state
 
 
+def outline(stack: Stack, slots: int) -> BlockState:
+    """The state of so many blocks of a stack, without values: on "meta"."""
+    return init_stack(stack, torch.empty((slots, *stack.block), dtype=stack.dtype, device="meta"))
+
+
 def work_dtype(dtype: torch.dtype) -> torch.dtype:
     """The dtype that a block is computed in: its own, at least float32."""
     return torch.promote_types(dtype, torch.float32)

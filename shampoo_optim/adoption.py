@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from shampoo_fn.layout import Layout, Stack, gather, spans
-from shampoo_fn.state import BlockState, State, init_stack
+from shampoo_fn.state import BlockState, State, init_stack, outline
 from shampoo_fn.tree import flatten, unflatten
 from shampoo_optim.entries import as_tensor, check_entries, entries, prefix, view_at
 from shampoo_optim.naming import readable
@@ -47,23 +47,18 @@ def show(held: dict[str, Any], views: Mapping[str, Tensor]) -> None:
 
 
 def _check(plan: Layout, held: Held) -> None:
-    empty = {stack.key: _outline(stack, stack.size) for stack in plan.stacks}
+    empty = {stack.key: outline(stack, stack.size) for stack in plan.stacks}
     wanted = entries(plan, State({}, empty))
     for name, given in held.items():
         if given:
             check_entries(name, given, wanted[name], "its state")
 
 
-def _outline(stack: Stack, slots: int) -> BlockState:
-    """The state of so many blocks of a stack, without values."""
-    return init_stack(stack, torch.empty((slots, *stack.block), dtype=stack.dtype, device="meta"))
-
-
 def _adopted(stack: Stack, plan: Layout, values: Mapping[str, Tensor], held: Held, replaced: Replaced) -> BlockState:
     new = [piece for piece in stack.pieces if not held[piece.name]]
     first = flatten(init_stack(stack, gather(new, values, plan.merged))) if new else {}
-    outline = _outline(stack, 1)
-    leaves = flatten(outline)
+    like = outline(stack, 1)
+    leaves = flatten(like)
     names = readable(leaves)
     made: dict[str, Tensor] = {}
     for path, leaf in leaves.items():
@@ -76,7 +71,7 @@ def _adopted(stack: Stack, plan: Layout, values: Mapping[str, Tensor], held: Hel
             else:
                 made[path][start : start + size] = first[path][begun : begun + size]
                 begun += size
-    return unflatten(outline, made)  # type: ignore[no-any-return]
+    return unflatten(like, made)  # type: ignore[no-any-return]
 
 
 def _move(held: dict[str, Any], entry: str, view: Tensor, replaced: Replaced) -> None:

@@ -68,7 +68,7 @@ class Chunk(NamedTuple):
         """Its slots in the stack."""
         if self.at is None:
             return range(self.first, self.first + self.size)
-        return [slot for tile in self.tiles for slot in range(tile.first, tile.end)]
+        return _places(self.tiles)
 
 
 def tiles(stack: Stack, merged: Mapping[str, tuple[int, ...]], shapes: Mapping[str, tuple[int, ...]], limit: int) -> list[Tile]:
@@ -117,6 +117,10 @@ def _joined(runs: Iterable[list[Tile]], most: int, may: Callable[[list[Tile], li
     return found
 
 
+def _places(run: Iterable[Tile]) -> list[int]:
+    return [slot for tile in run for slot in range(tile.first, tile.end)]
+
+
 def _slots(run: Iterable[Tile]) -> int:
     return sum(tile.region.size for tile in run)
 
@@ -127,8 +131,7 @@ def _chunk(stack: Stack, state: BlockState, run: list[Tile]) -> Chunk:
     chunk = Chunk(stack, first, part, tuple(run))
     if chunk.size == end - first:
         return chunk
-    inside = [slot - first for tile in run for slot in range(tile.first, tile.end)]
-    return chunk._replace(at=vector(inside, stack.device))
+    return chunk._replace(at=vector([slot - first for slot in _places(run)], stack.device))
 
 
 @contextmanager

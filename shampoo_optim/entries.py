@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from shampoo_fn.layout import Layout, spans
-from shampoo_fn.state import State, init_stack
+from shampoo_fn.state import State, outline
 from shampoo_fn.tree import flatten
 from shampoo_optim.naming import is_ours, readable
 
@@ -46,7 +46,7 @@ def blueprint(plan: Layout, name: str) -> dict[str, tuple[int, tuple[int, ...]]]
     for stack in plan.stacks:
         numbers = dict.fromkeys(piece.part for piece in stack.pieces if piece.name == name)
         if numbers:
-            leaves = flatten(init_stack(stack, torch.empty((1, *stack.block), dtype=stack.dtype, device="meta")))
+            leaves = flatten(outline(stack, 1))
             names = readable(leaves)
             for number in numbers:
                 found |= {prefix(number) + names[path]: (number, tuple(leaf.shape[1:])) for path, leaf in leaves.items()}

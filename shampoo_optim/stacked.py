@@ -77,10 +77,12 @@ class Stacked(NamedTuple):
         return storage
 
     def _graphs(self, walks: Hashable) -> dict[str, Any]:
-        """The graphs of all groups that differ in dials alone, whatever parameters they serve; others are let go of."""
-        for gone in self.graphs.keys() - {structure(group).walks for group in self.groups}:
-            del self.graphs[gone]
-        return self.graphs.setdefault(walks, {})
+        """The graphs of all groups that differ in dials alone, whatever parameters they serve."""
+        if walks not in self.graphs:
+            for gone in self.graphs.keys() - {structure(group).walks for group in self.groups}:
+                del self.graphs[gone]  # of options that no group has any more
+            self.graphs[walks] = {}
+        return self.graphs[walks]
 
     def _members(self, number: int, params: list[Tensor], states: list[dict[str, Any]], key: Structure) -> Members:
         group = self.groups[number]

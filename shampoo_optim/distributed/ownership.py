@@ -12,10 +12,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from math import prod
 from typing import NamedTuple
 
-import torch
-
 from shampoo_fn.layout import Layout, Stack
-from shampoo_fn.state import init_stack
+from shampoo_fn.state import outline
 from shampoo_fn.tree import flatten
 
 ROOT = 25  # operations per n^3 of an eigendecomposition with its vectors, and of the product that makes a root of it
@@ -74,7 +72,7 @@ def load_of(stack: Stack) -> Load:
     """The cost of one block of a stack."""
     elements = prod(stack.block)
     specs = stack.transform.root_specs(stack.block).values()
-    leaves = flatten(init_stack(stack, torch.empty((1, *stack.block), dtype=stack.dtype, device="meta"))).values()
+    leaves = flatten(outline(stack, 1)).values()
     numbers = sum(leaf.numel() for leaf in leaves)
     # a Gram matrix and a product for each factor; the roots; and everything is read and written
     work = sum(4 * elements * spec.n + ROOT * spec.n**3 / INTERVAL for spec in specs if spec.full)

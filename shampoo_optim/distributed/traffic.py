@@ -9,7 +9,7 @@ import torch
 from shampoo_fn import Config
 from shampoo_fn.layout import Layout, Stack
 from shampoo_fn.lift import jobs_of_stack
-from shampoo_fn.state import init_stack
+from shampoo_fn.state import outline
 from shampoo_optim.distributed.exchange import HEADER, evened
 from shampoo_optim.distributed.routing import padded
 from shampoo_optim.distributed.units import Unit
@@ -55,5 +55,5 @@ def moved(units: Sequence[Unit], sizes: Sequence[int], owners: Sequence[int], ra
 
 def _dtypes(stack: Stack, config: Config) -> dict[str, torch.dtype]:
     """The dtype of the roots of a stack, by path."""
-    state = init_stack(stack, torch.empty((1, *stack.block), dtype=stack.dtype, device="meta"))
+    state = outline(stack, 1)
     return {path: job.factors.dtype for path, job in jobs_of_stack(stack, config, state, [0]).items()}
