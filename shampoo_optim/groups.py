@@ -7,10 +7,9 @@ import torch
 from torch import Tensor
 
 
-def first_parameter(groups: Iterable[Mapping[str, Any]]) -> Tensor:
-    """Some parameter: the first of the first group that has any."""
-    found: Tensor = next(param for group in groups for param in group["params"])
-    return found
+def first_device(groups: Iterable[Mapping[str, Any]]) -> torch.device:
+    """The device of the first parameter; the CPU where there is none."""
+    return next((param.device for group in groups for param in group["params"]), torch.device("cpu"))
 
 
 def real(tensor: Tensor) -> Tensor:

@@ -47,8 +47,9 @@ class Placement(Protocol):
         """Around the step of the works that `prepare` makes: what all processes must know of each other before it, and what
         went wrong, in it or in making them, on one of them."""
 
-    def renewed(self) -> "Placement":
-        """Itself, or another in its place where its process group is no more. RuntimeError if no other can be."""
+    def renewed(self, groups: Groups) -> "Placement":
+        """Itself, or another in its place where its process group, or its list of groups, is no more. RuntimeError if no other
+        can be."""
 
     def shown(self, states: States, base: Config | None) -> States:
         """The states of all parameters as `state_dict` has them: those of the optimizer of one process."""
@@ -79,7 +80,7 @@ class Local:
     def together(self, prepare: Callable[[], list[Work]], base: Config | None) -> AbstractContextManager[list[Work]]:
         return nullcontext(prepare())
 
-    def renewed(self) -> Placement:
+    def renewed(self, groups: Groups) -> Placement:
         return self
 
     def shown(self, states: States, base: Config | None) -> States:

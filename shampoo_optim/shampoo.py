@@ -144,7 +144,8 @@ class Shampoo(Optimizer):
         if DISTRIBUTION not in self.__dict__:
             return Local()
         before: Placement | None = self.__dict__.get(PLACEMENT)
-        placement = self.__dict__[DISTRIBUTION].place(self.param_groups) if before is None else before.renewed()
+        groups = self.param_groups
+        placement = self.__dict__[DISTRIBUTION].place(groups) if before is None else before.renewed(groups)
         if placement is not before:
             self.__dict__[PLACEMENT] = placement
             self.__dict__.pop(CACHE, None)

@@ -50,9 +50,10 @@ def check_undivided(params: Mapping[str, Tensor]) -> None:
     for name, param in params.items():
         if hasattr(param, "device_mesh"):
             raise TypeError(
-                f"parameter {name!r} is a DTensor: choose Shampoo(..., distributed=FullySharded('exact')), which brings whole "
-                "blocks together and steps as one process does, or FullySharded('local'), another algorithm in which each "
-                "shard is a matrix of its own, without communication"
+                f"parameter {name!r} is a DTensor: if it is cut by fully_shard, choose Shampoo(..., "
+                "distributed=FullySharded('exact')), which brings whole blocks together and steps as one process does, or "
+                "FullySharded('local'), another algorithm in which each shard is a matrix of its own, without communication; "
+                "parameters that parallelize_module has cut are not supported"
             )
 
 

@@ -26,6 +26,10 @@ from shampoo_optim.work import Work
 Description = dict[str, dict[str, str]]  # by subject ("parameter 'w'"), by attribute
 
 
+class RanksDiffer(RuntimeError):
+    """Ranks are not about to do the same; every rank raises this."""
+
+
 def digest(facts: Any) -> bytes:
     """A digest of plain values, the same in every process."""
     return bytes.fromhex(of_lines([canonical(facts)]))
@@ -48,9 +52,9 @@ def described(groups: Groups) -> Description:
     return found
 
 
-def steps_described(works: Sequence[Work], *, refreshed: bool = False) -> Description:
+def steps_described(works: Sequence[Work], *, refreshed: bool = False, failed: str = "nothing") -> Description:
     """How many steps each parameter has taken, whether it has a gradient now, and if asked for when its roots were taken."""
-    found: Description = {}
+    found: Description = {"the step": {"failure": failed}}
     for work in works:
         present = {tile.name for chunk in work.chunks for tile in chunk.tiles}
         steps = _by_parameter(work.storage, host_steps(work.storage))
@@ -105,12 +109,14 @@ def host_steps(storage: Storage) -> dict[str, list[int]]:
     return {stack.key: steps_of(storage, stack) or [] for stack in storage.plan.stacks}
 
 
-def agree(peers: Peers, groups: Groups, works: Sequence[Work], settings: Any, device: torch.device) -> None:
-    """Before the first step: RuntimeError on every rank, naming rank and parameter, unless all describe the same optimizer."""
+def agree(
+    peers: Peers, groups: Groups, works: Sequence[Work], settings: Any, device: torch.device, *, failed: str = "nothing"
+) -> None:
+    """Before the first step: RanksDiffer on every rank, naming rank and parameter, unless all describe the same optimizer."""
 
     def describe() -> Description:
-        whole = described(groups) | {"the exchange": {"settings": canonical(settings)}}
-        for subject, attributes in steps_described(works, refreshed=True).items():
+        whole = {"the step": {"failure": failed}} | described(groups) | {"the exchange": {"settings": canonical(settings)}}
+        for subject, attributes in steps_described(works, refreshed=True, failed=failed).items():
             whole[subject] = whole.get(subject, {}) | attributes
         return whole
 
@@ -119,9 +125,9 @@ def agree(peers: Peers, groups: Groups, works: Sequence[Work], settings: Any, de
 
 
 def check_same(peers: Peers, digests: Sequence[bytes], describe: Callable[[], Description]) -> None:
-    """RuntimeError on every rank unless all digests are equal."""
+    """RanksDiffer on every rank unless all digests are equal."""
     if len(set(digests)) > 1:
-        raise RuntimeError(_difference(peers.gather_objects(describe())))
+        raise RanksDiffer(_difference(peers.gather_objects(describe())))
 
 
 def _difference(descriptions: Sequence[Description]) -> str:
@@ -151,6 +157,7 @@ def _sentence(subject: str, attribute: str, said: Sequence[str]) -> str:
         "gradient": "A parameter must have a gradient on all ranks or on none; fill missing ones with zeros, or let "
         "DistributedDataParallel(find_unused_parameters=True) reduce them",
         "steps": "A gradient was missing, or not finite, on one rank only; gradients must be reduced over all ranks",
+        "failure": "The other ranks have taken this step, so start again from a checkpoint",
     }.get(attribute, "Build the same model, options and checkpoint on every rank, and pass gradients of the same parameters")
     return f"the ranks disagree on {subject}: {attribute}, {theirs}; rank {others}: {_clipped(usual, start)}. {hint}."
 

@@ -16,21 +16,20 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor
 from torch.distributed.device_mesh import DeviceMesh
-from torch.distributed.tensor import DTensor
 
 from shampoo_fn import Config
 from shampoo_fn.layout import layout
 from shampoo_fn.validate import check_floating, require
-from shampoo_optim.distributed.joint import check_statuses, together
+from shampoo_optim.distributed.joint import Notes, check_statuses, together
 from shampoo_optim.distributed.local_shards import LocalShards
 from shampoo_optim.distributed.outline import Outbox, Outline, outlines
 from shampoo_optim.distributed.passage import Passages
 from shampoo_optim.distributed.peers import Peers
-from shampoo_optim.distributed.routing import Lists, exchange
-from shampoo_optim.distributed.shards import check_gradients, check_shards, mesh_of
+from shampoo_optim.distributed.routing import Lists, packed
+from shampoo_optim.distributed.shards import check_cut, check_shards, mesh_of, with_gradients
 from shampoo_optim.distributed.shares import Shares
 from shampoo_optim.distributed.trip import Trip, joined
-from shampoo_optim.groups import first_parameter
+from shampoo_optim.groups import first_device
 from shampoo_optim.placement import Groups, Local, Placement, States
 from shampoo_optim.storage import Members, Storage
 from shampoo_optim.work import Work
@@ -71,14 +70,15 @@ class ExactShards:
         self._shares = Shares(groups, self._peers)
         self._known: WeakKeyDictionary[Storage, dict[tuple[str, ...], tuple[Sequence[Outline], Passages]]] = WeakKeyDictionary()
         self._trips: list[Trip] = []  # of the present step, until its updates are sent
+        self._out: Callable[[], None]  # send its gradients to the owners
         self._here = Local()  # takes the roots of the blocks that are here
 
     def storage(self, members: Members) -> Storage:
+        check_cut(members.params, self._mesh)
         return self._shares.storage(members)
 
     def work(self, storage: Storage, params: Sequence[Tensor], *, maximize: bool) -> Work:
-        present = {n: p for n, p in zip(storage.names, params, strict=True) if p.grad is not None and isinstance(p, DTensor)}
-        check_gradients(present)
+        present = with_gradients(storage.names, params)
         each, passages = self._routes(storage, tuple(present))
         box = Outbox(each, self._peers.rank, params[0].device)
         trip = Trip(present, passages, box, self._dtype, reads_params=storage.config.transform.reads_params)
@@ -88,7 +88,7 @@ class ExactShards:
     def due(self, works: Sequence[Work]) -> bool:
         if not works:
             return False  # on all ranks alike
-        exchange(*joined([trip.out() for trip in self._trips]), self._peers)
+        self._out()
         for trip in self._trips:
             trip.arrived()
         for work in works:
@@ -104,11 +104,21 @@ class ExactShards:
 
     def together(self, prepare: Callable[[], list[Work]], base: Config | None) -> AbstractContextManager[list[Work]]:
         self._trips = []
-        return together(self._peers, self._groups, base, prepare, self._returned)
 
-    def renewed(self) -> "ExactShards":
+        def out() -> Callable[[], None]:
+            return packed(*joined([trip.out() for trip in self._trips]), self._peers)
+
+        def prepared() -> list[Work]:
+            works = prepare()
+            at_hand = all(trip.at_hand for trip in self._trips)
+            self._out = out() if works and at_hand else lambda: out()()
+            return works
+
+        return together(self._peers, Notes(("exact", self._dtype), self._groups, base), prepared, self._returned)
+
+    def renewed(self, groups: Groups) -> "ExactShards":
         self._peers.renewed()
-        return self
+        return self if groups is self._groups else ExactShards(groups, self._mesh, self._dtype)
 
     def shown(self, states: States, base: Config | None) -> States:
         return self._shares.shown(states, base, self._mesh)
@@ -128,13 +138,15 @@ class ExactShards:
 
     def _returned(self, failure: Exception | None) -> Sequence[Trip]:
         """The trips of this step, with the updates of this rank's shards."""
-        trips, self._trips = self._trips, []
+        trips = self._trips
         if not trips:
             return trips  # on all ranks alike
-        device = first_parameter(self._groups).device
+        device = first_device(self._groups)
         mine = torch.full((1,), int(failure is not None), dtype=torch.uint8, device=device)
         statuses = torch.zeros(self._peers.size, dtype=torch.uint8, device=device)
         flags: tuple[Lists, Lists] = [[mine]] * self._peers.size, [[status] for status in statuses.split(1)]
-        exchange(*joined([flags, *(trip.back() for trip in trips)]), self._peers)
+        trade = packed(*joined([flags, *(trip.back() for trip in trips)]), self._peers)
+        self._trips = []  # from here on nothing is left to tell the others
+        trade()
         check_statuses(self._peers, statuses, failure)
         return trips

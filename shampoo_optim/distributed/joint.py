@@ -7,7 +7,7 @@ before the step where it did.
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any, NoReturn
+from typing import Any, NamedTuple, NoReturn
 
 import torch
 from torch import Tensor
@@ -17,7 +17,7 @@ from shampoo_fn.scalars import vector
 from shampoo_optim.distributed.agreement import check_same, described, digest
 from shampoo_optim.distributed.digest import canonical
 from shampoo_optim.distributed.peers import Peers, RanksLost
-from shampoo_optim.groups import first_parameter
+from shampoo_optim.groups import first_device
 from shampoo_optim.placement import Groups
 from shampoo_optim.structure import structure, values
 from shampoo_optim.work import Work
@@ -26,22 +26,30 @@ STATUS = 16  # bytes before what travels; the first is 0 for a good step
 UNREADY = bytes(32)  # for the digest of a rank that has none
 
 
+class Notes(NamedTuple):
+    """What the ranks compare before each step."""
+
+    settings: object  # of the distribution: what decides the size of what travels
+    groups: Groups
+    base: Config | None
+
+
 class StepFailed(RuntimeError):
     """A step failed on some rank; every rank raises this."""
 
 
 @contextmanager
 def together(
-    peers: Peers, groups: Groups, base: Config | None, prepare: Callable[[], list[Work]], tell: Callable[[Exception], object]
+    peers: Peers, notes: Notes, prepare: Callable[[], list[Work]], tell: Callable[[Exception], object]
 ) -> Iterator[list[Work]]:
     """Around the step of the works that `prepare` makes here: `tell` the other ranks of what is raised in it."""
     works, mine, failure = list[Work](), UNREADY, None
     try:
         works = prepare()
-        mine = digest([base, *map(_facts, groups)])
+        mine = digest([notes.settings, notes.base, *map(_facts, notes.groups)])
     except Exception as error:  # noqa: BLE001  # whatever it is, the other ranks wait for this one, and are told
         failure = error
-    _compare(peers, groups, base, mine, failure)
+    _compare(peers, notes, mine, failure)
     try:
         yield works
     except (StepFailed, RanksLost):  # all know, or none can be told
@@ -63,16 +71,17 @@ def _refuse(peers: Peers, failure: Exception | None, then: str) -> NoReturn:
     raise StepFailed(f"the step failed on {failed}. {then}") from failure
 
 
-def _compare(peers: Peers, groups: Groups, base: Config | None, mine: bytes, failure: Exception | None) -> None:
+def _compare(peers: Peers, notes: Notes, mine: bytes, failure: Exception | None) -> None:
     """Refuse a step that would be another one, or none, on another rank: RuntimeError on all, naming rank and parameter."""
-    device = peers.device_of_facts(first_parameter(groups).device)
+    device = peers.device_of_facts(first_device(notes.groups))
     sent = vector(list(mine), device, torch.uint8)
     digests = [bytes(row) for row in peers.gather(sent)().tolist()]
     if failure is not None and {*digests} == {UNREADY}:
         raise failure  # as in one process
     if UNREADY in digests:
         _refuse(peers, failure, "It was not begun: nothing has moved")
-    check_same(peers, digests, lambda: {"the optimizer": {"config": canonical(base)}} | described(groups))
+    common = {"the exchange": {"settings": canonical(notes.settings)}, "the optimizer": {"config": canonical(notes.base)}}
+    check_same(peers, digests, lambda: common | described(notes.groups))
 
 
 def _facts(group: Mapping[str, Any]) -> list[Any]:

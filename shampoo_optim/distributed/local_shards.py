@@ -16,10 +16,10 @@ from torch.distributed.tensor import DTensor, Placement, Replicate, Shard
 from shampoo_fn import Config
 from shampoo_optim.configuration import configured
 from shampoo_optim.distributed.peers import Peers
-from shampoo_optim.distributed.shards import check_gradients, local
+from shampoo_optim.distributed.shards import check_cut, local, with_gradients
 from shampoo_optim.distributed.shares import named
 from shampoo_optim.entries import as_tensor, check_entries
-from shampoo_optim.groups import first_parameter
+from shampoo_optim.groups import first_device
 from shampoo_optim.loading import fitting
 from shampoo_optim.loading import whole as whole_entry
 from shampoo_optim.placement import Groups, Local, States
@@ -37,13 +37,12 @@ class LocalShards:
         self._here = Local()
 
     def storage(self, members: Members) -> Storage:
+        check_cut(members.params, self._mesh)
         return Storage(members, _of_shards)
 
     def work(self, storage: Storage, params: Sequence[Tensor], *, maximize: bool) -> Work:
         own = dict(zip(storage.names, params, strict=True))
-        present = {name: p for name, p in own.items() if p.grad is not None and isinstance(p, DTensor)}
-        check_gradients(present)
-        grads = {name: local(param.grad, param) for name, param in present.items()}
+        grads = {name: local(param.grad, param) for name, param in with_gradients(storage.names, params).items()}
         return work_on(storage, {name: _shard(param) for name, param in own.items()}, grads, maximize=maximize)
 
     def due(self, works: Sequence[Work]) -> bool:
@@ -58,9 +57,9 @@ class LocalShards:
     def together(self, prepare: Callable[[], list[Work]], base: Config | None) -> AbstractContextManager[list[Work]]:
         return self._here.together(prepare, base)
 
-    def renewed(self) -> "LocalShards":
+    def renewed(self, groups: Groups) -> "LocalShards":
         self._peers.renewed()
-        return self
+        return self if groups is self._groups else LocalShards(groups, self._mesh)
 
     def shown(self, states: States, base: Config | None) -> States:
         params = {(number, name): p for number in range(len(self._groups)) for name, p in named(self._groups, number).items()}
@@ -108,7 +107,7 @@ class LocalShards:
             )
 
     def _row(self, value: Tensor | None, size: int, dtype: torch.dtype) -> Tensor:
-        device = first_parameter(self._groups).device
+        device = first_device(self._groups)
         row = torch.zeros(1, size, dtype=dtype, device=device)
         if value is not None:
             row[0, : value.numel()] = value.reshape(-1)

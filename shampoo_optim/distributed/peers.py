@@ -61,7 +61,9 @@ class Peers(NamedTuple):
 
     def renewed(self) -> "Peers":
         """Itself, or after `destroy_process_group` the ranks of the default group that there is now. RuntimeError if given."""
-        if self.group is None or _stands(self.group):
+        if self.group is None:
+            return Peers.of(None) if dist.is_available() and dist.is_initialized() else self
+        if _stands(self.group):
             return self
         if self.given:
             raise RuntimeError(
@@ -146,6 +148,7 @@ def _named(call: Callable[[], Any]) -> Any:
     except RuntimeError as error:  # of the backend: a closed connection, its timeout
         raise RanksLost(
             "the ranks could not exchange what they computed: one of them has ended, or did not take part within the timeout "
-            "of the process group. Every rank must call step() equally often. Parameters are as they were before this step; "
+            "of the process group. Every rank must call step() equally often, and nothing else may use the group meanwhile, as "
+            "dcp.async_save() does without a process_group= of its own. Parameters are as they were before this step; "
             f"start again from the last checkpoint, with any number of ranks. The backend says: {error}"
         ) from error

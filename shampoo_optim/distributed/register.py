@@ -48,10 +48,10 @@ class Register:
             self._tiles = tiles, assigned_by_turn([tile.cost for tile in tiles], turns, self._peers.size)
 
     def begin(
-        self, groups: Groups, works: Sequence[Work], settings: Sequence[object], device: torch.device, *, lag: int
+        self, groups: Groups, works: Sequence[Work], settings: Sequence[object], device: torch.device, *, lag: int, failed: str
     ) -> None:
         """The ranks meet for the first time, and compare everything. A block that has a gradient now counts as active."""
-        agree(self._peers, groups, works, (*settings, lag, self._peers.size, self._tiles[1]), device)
+        agree(self._peers, groups, works, (*settings, lag, self._peers.size, self._tiles[1]), device, failed=failed)
         self._late = set(self._overdue()) if lag else set()
         steps = self._steps()
         names = {tile.name for work in works for chunk in work.chunks for tile in chunk.tiles}

@@ -14,6 +14,7 @@ from shampoo_fn import Config
 from shampoo_fn.layout import layout
 from shampoo_fn.validate import check_floating, require
 from shampoo_optim.configuration import configured
+from shampoo_optim.distributed.alone import Alone
 from shampoo_optim.distributed.peers import OfGroup, Peers
 from shampoo_optim.distributed.plan import Plan
 from shampoo_optim.distributed.shares import templates
@@ -49,7 +50,7 @@ class Scattered(OfGroup):
         """Where the work of an optimizer with these groups is done, see `Distribution`."""
         peers = Peers.of(self.process_group)
         if peers.size == 1 and not self.lag:
-            return Local()
+            return Local() if peers.group else Alone(self)
         return SharedRoots(groups, peers, self.dtype, self.lag)
 
     def plan(self, optimizer: Optimizer, ranks: int | None = None) -> list[Plan]:

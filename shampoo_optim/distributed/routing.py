@@ -1,6 +1,6 @@
 """Tensors from every rank to every rank in one collective, whatever their dtypes: as bytes in one buffer each way."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 from torch import Tensor
@@ -22,13 +22,23 @@ def exchange(sent: Lists, received: Lists, peers: Peers) -> None:
 
     Sender and receiver list the same shapes and dtypes for each other.
     """
+    packed(sent, received, peers)()
+
+
+def packed(sent: Lists, received: Lists, peers: Peers) -> Callable[[], None]:
+    """The same in two parts: what can fail on one rank alone comes before the collective, which is called for later."""
     device = next((tensor.device for tensors in (*sent, *received) for tensor in tensors), torch.device("cpu"))
     outgoing = torch.empty(sum(map(size_of, sent)), dtype=torch.uint8, device=peers.device(device))
     for view, tensor in _places(sent, outgoing):
         view.copy_(tensor)
-    incoming = peers.trade(outgoing, [size_of(each) for each in sent], [size_of(each) for each in received])
-    for view, tensor in _places(received, incoming):
-        tensor.copy_(view)
+    sizes = [size_of(each) for each in sent]
+
+    def trade() -> None:
+        incoming = peers.trade(outgoing, sizes, [size_of(each) for each in received])
+        for view, tensor in _places(received, incoming):
+            tensor.copy_(view)
+
+    return trade
 
 
 def size_of(tensors: Sequence[Tensor]) -> int:

@@ -20,12 +20,13 @@ from torch.optim import Optimizer
 from shampoo_fn import Config
 from shampoo_fn.layout import layout
 from shampoo_fn.validate import check_count, check_floating
-from shampoo_optim.distributed.joint import STATUS, check_statuses, together
+from shampoo_optim.distributed.alone import Alone
+from shampoo_optim.distributed.joint import STATUS, Notes, check_statuses, together
 from shampoo_optim.distributed.outline import Outbox, Outline, outlines, size_of
 from shampoo_optim.distributed.ownership import Ownership
 from shampoo_optim.distributed.peers import OfGroup, Peers
 from shampoo_optim.distributed.shares import Shares, shares
-from shampoo_optim.groups import first_parameter
+from shampoo_optim.groups import first_device
 from shampoo_optim.placement import Groups, Local, Placement, States
 from shampoo_optim.storage import Members, Storage, check_undivided
 from shampoo_optim.work import Whole, Work, local_work
@@ -53,6 +54,8 @@ class Sharded(OfGroup):
     def place(self, groups: Groups) -> Placement:
         """Where the work of an optimizer with these groups is done, see `Distribution`."""
         peers = Peers.of(self.process_group)
+        if peers.group is None:
+            return Alone(self)
         return OwnBlocks(groups, peers, self.dtype) if peers.size > 1 else Local()
 
     def plan(self, optimizer: Optimizer, ranks: int | None = None) -> list[Ownership]:
@@ -101,9 +104,9 @@ class OwnBlocks:
 
     def together(self, prepare: Callable[[], list[Work]], base: Config | None) -> AbstractContextManager[list[Work]]:
         self._boxes = ()
-        return together(self._peers, self._groups, base, prepare, self._gathered)
+        return together(self._peers, Notes(("Sharded", self._dtype), self._groups, base), prepare, self._gathered)
 
-    def renewed(self) -> Placement:
+    def renewed(self, groups: Groups) -> Placement:
         peers = self._peers.renewed()
         if (peers.rank, peers.size) != (self._peers.rank, self._peers.size):
             raise RuntimeError(
@@ -111,7 +114,8 @@ class OwnBlocks:
                 f"{peers.rank} of {peers.size}: it holds the state of other blocks than it would own. Make the optimizer anew, "
                 "and load a checkpoint, which any number of ranks can"
             )
-        return self if peers is self._peers else OwnBlocks(self._groups, peers, self._dtype)
+        same = peers is self._peers and groups is self._groups
+        return self if same else OwnBlocks(groups, peers, self._dtype)
 
     def shown(self, states: States, base: Config | None) -> States:
         return self._shares.shown(states, base, self._mesh())
@@ -121,7 +125,7 @@ class OwnBlocks:
 
     def _mesh(self) -> DeviceMesh:
         assert self._peers.group is not None
-        return DeviceMesh.from_group(self._peers.group, first_parameter(self._groups).device.type)
+        return DeviceMesh.from_group(self._peers.group, first_device(self._groups).type)
 
     def _outlines(self, storage: Storage, present: tuple[str, ...]) -> Sequence[Outline]:
         known = self._known.get(storage, {})
@@ -133,15 +137,19 @@ class OwnBlocks:
 
     def _gathered(self, failure: Exception | None) -> Sequence[Sequence[Tensor]]:
         """The buffers of all ranks, for each of the boxes of this step."""
-        boxes, self._boxes = self._boxes, ()
+        boxes = self._boxes
         if not boxes:
             return ()  # on all ranks alike
-        buffers = [box.buffer for box in boxes]
-        device = self._peers.device(buffers[0].device)
+        device = self._peers.device(boxes[0].buffer.device)
         sizes = [[size_of(box.outlines[rank]) for box in boxes] for rank in range(self._peers.size)]
         outgoing = torch.zeros(STATUS + max(map(sum, sizes)), dtype=torch.uint8, device=device)
         outgoing[0] = failure is not None
-        outgoing[STATUS : STATUS + sum(sizes[self._peers.rank])] = torch.cat([buffer.to(device) for buffer in buffers])
+        if failure is None:
+            start = STATUS
+            for box in boxes:
+                outgoing[start : start + len(box.buffer)] = box.buffer
+                start += len(box.buffer)
+        self._boxes = ()  # from here on nothing is left to tell the others
         received = self._peers.gather(outgoing)()
         check_statuses(self._peers, received[:, 0], failure)
         rows = [row[STATUS : STATUS + sum(own)].split(own) for row, own in zip(received, sizes, strict=True)]

@@ -4,7 +4,7 @@ Merging keeps the order of the elements, and only whole dimensions go together. 
 rows of the merged shape, and a box of it like every block.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from math import prod
 from typing import Any
 
@@ -20,40 +20,48 @@ from shampoo_optim.storage import Storage
 
 
 def mesh_of(groups: Groups) -> DeviceMesh:
-    """The mesh of all parameters. TypeError, naming the parameter, for a complex one, or one that
-    is not sharded along dimension 0 over it."""
-    mesh: DeviceMesh | None = None
-    for number in range(len(groups)):
-        for name, param in named(groups, number).items():
-            if not isinstance(param, DTensor):
-                raise TypeError(
-                    f"parameter {name!r} is not a DTensor: FullySharded is for parameters of fully_shard(model) alone"
-                )
-            if param.is_complex():
-                raise TypeError(
-                    f"parameter {name!r} is complex ({param.dtype}): FullySharded takes real ones; keep "
-                    "torch.view_as_real of it as the module's parameter, and make it complex where it is used"
-                )
-            mesh = mesh or param.device_mesh
-            wanted = (*[Replicate()] * (mesh.ndim - 1), Shard(0))
-            if param.device_mesh != mesh or tuple(param.placements) != wanted:
-                raise TypeError(
-                    f"parameter {name!r} has placements {param.placements} over {param.device_mesh}: FullySharded needs "
-                    f"{wanted} over one mesh for all, {mesh}; fully_shard does that if no shard_placement_fn is given"
-                )
+    """The mesh of all parameters. TypeError as `check_cut`."""
+    params = {name: param for number in range(len(groups)) for name, param in named(groups, number).items()}
+    mesh = next((param.device_mesh for param in params.values() if isinstance(param, DTensor)), None)
+    check_cut(params, mesh)
     if mesh is None:
         raise ValueError("FullySharded: no parameter has elements")
     return mesh
 
 
-def check_gradients(params: Mapping[str, DTensor]) -> None:
-    """Refuse a gradient that is not cut, by name, before anything has travelled: torch takes one of the whole shape."""
+def check_cut(params: Mapping[str, Tensor], mesh: DeviceMesh | None) -> None:
+    """TypeError, naming the parameter, for a complex one, or one that is not sharded along dimension 0 over this mesh."""
     for name, param in params.items():
+        if not isinstance(param, DTensor) or mesh is None:
+            raise TypeError(f"parameter {name!r} is not a DTensor: FullySharded is for parameters of fully_shard(model) alone")
+        if param.is_complex():
+            raise TypeError(
+                f"parameter {name!r} is complex ({param.dtype}): FullySharded takes real ones; keep "
+                "torch.view_as_real of it as the module's parameter, and make it complex where it is used"
+            )
+        wanted = (*[Replicate()] * (mesh.ndim - 1), Shard(0))
+        if param.device_mesh != mesh or tuple(param.placements) != wanted:
+            raise TypeError(
+                f"parameter {name!r} has placements {param.placements} over {param.device_mesh}: FullySharded needs "
+                f"{wanted} over one mesh for all, {mesh}; fully_shard does that if no shard_placement_fn is given"
+            )
+
+
+def with_gradients(names: Iterable[str], params: Iterable[Tensor]) -> dict[str, DTensor]:
+    """The parameters that have a gradient. TypeError, by name, before anything has travelled, for one that is not cut: torch
+    takes one of the whole shape."""
+    found = {}
+    for name, param in zip(names, params, strict=True):
+        if param.grad is None:
+            continue
+        assert isinstance(param, DTensor)  # see `check_cut`
         if not isinstance(param.grad, DTensor):
             raise TypeError(
                 f"gradient {name!r} is a {type(param.grad).__name__}, its parameter a DTensor: make it one by "
                 "torch.distributed.tensor.distribute_tensor(gradient, parameter.device_mesh, parameter.placements)"
             )
+        found[name] = param
+    return found
 
 
 def check_shards(storage: Storage) -> None:

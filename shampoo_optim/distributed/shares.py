@@ -60,13 +60,31 @@ class Shares:
         return found
 
     def kept(self, groups: Groups, states: States, base: Config | None, mesh: DeviceMesh) -> States:
-        """Of all entries, those of the blocks that this rank owns. Collective."""
-        check_states(groups, states, base)
+        """Of all entries, those of the blocks that this rank owns. Collective; ValueError on all ranks if some do not fit."""
+        self._check(groups, states, base)
         found = dict(states)
         for share, name, param in self._members(groups, base):
             if states.get(param):
                 found[param] = kept(states[param], entries_of(name, *share), self._peers, mesh)
         return found
+
+    def _check(self, groups: Groups, states: States, base: Config | None) -> None:
+        failure, stateful = None, [name for _, name, param in self._members(groups, base) if states.get(param)]
+        try:
+            check_states(groups, states, base)
+        except ValueError as error:
+            failure = error
+        said = self._peers.gather_objects((None if failure is None else str(failure), stateful))
+        if failure is not None:
+            raise failure
+        for rank, (text, theirs) in enumerate(said):
+            if text is not None:
+                raise ValueError(f"rank {rank} cannot load its checkpoint, so no rank does: {text}")
+            if theirs != stateful:
+                differing = sorted({*theirs} ^ {*stateful}) or theirs
+                raise ValueError(
+                    f"rank {rank} loads a state of other parameters than this rank: {differing[0]!r} and perhaps more"
+                )
 
     def _members(self, groups: Groups, base: Config | None) -> Iterator[tuple[Share, str, Tensor]]:
         for number, share in enumerate(shares(groups, base, self._peers.size)):

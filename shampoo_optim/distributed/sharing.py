@@ -5,8 +5,8 @@ are any, all ranks meet, whatever their gradients: see `timetable.py` for why no
 """
 
 import warnings
-from collections.abc import Callable, Collection, Iterable, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import partial
 from typing import NamedTuple
 
@@ -14,15 +14,16 @@ import torch
 from torch import Tensor
 
 from shampoo_fn import Config
-from shampoo_optim.distributed.agreement import check_same, steps_described, steps_digest
+from shampoo_optim.distributed.agreement import RanksDiffer, check_same, steps_described, steps_digest
 from shampoo_optim.distributed.background import Background
 from shampoo_optim.distributed.exchange import Seating
 from shampoo_optim.distributed.flight import Flight
-from shampoo_optim.distributed.peers import Peers
+from shampoo_optim.distributed.peers import Peers, RanksLost
 from shampoo_optim.distributed.register import Register, Share
 from shampoo_optim.distributed.solving import Ask, asks, solve_into
 from shampoo_optim.distributed.tiles import Block, Tile
 from shampoo_optim.distributed.timetable import NOTES
+from shampoo_optim.groups import first_device
 from shampoo_optim.placement import Groups, Local, Placement, States
 from shampoo_optim.refreshing import look, refresh_slots
 from shampoo_optim.storage import Members, Storage
@@ -53,6 +54,7 @@ class SharedRoots:
         self._departing: list[Started] = []
         self._arriving: list[Started] = []
         self._failing: set[tuple[str, str]] = set()  # parameters and factors
+        self._failed = "nothing"  # what made this rank's step fail
 
     def storage(self, members: Members) -> Storage:
         return Storage(members)
@@ -63,12 +65,30 @@ class SharedRoots:
     def finish(self, works: Sequence[Work]) -> None:
         self._here.finish(works)
 
-    def together(self, prepare: Callable[[], list[Work]], base: Config | None) -> AbstractContextManager[list[Work]]:
-        return self._here.together(prepare, base)
+    @contextmanager
+    def together(self, prepare: Callable[[], list[Work]], base: Config | None) -> Iterator[list[Work]]:
+        call, self._failed = self._call, "nothing"
+        try:
+            yield prepare()
+        except (RanksLost, RanksDiffer):  # none can be told, or all know
+            raise
+        except Exception as error:
+            self._failed = f"{type(error).__name__}: {error}"
+            self._excuse(counted=self._call > call)
+            raise
 
-    def renewed(self) -> Placement:
-        peers = self._peers.renewed()
-        return self if peers is self._peers else SharedRoots(self._groups, peers, self._dtype, self._lag)
+    def _excuse(self, *, counted: bool) -> None:
+        """Where the others wait for this rank at this call, come with nothing, so that they get an error too."""
+        if counted:
+            self._register.look([])
+        else:
+            self.due([])
+        if self._meets and self._met < self._call:
+            self.refresh([])
+
+    def renewed(self, groups: Groups) -> Placement:
+        self._groups, peers = groups, self._peers.renewed()
+        return self if peers is self._peers else SharedRoots(groups, peers, self._dtype, self._lag)
 
     def shown(self, states: States, base: Config | None) -> States:
         return self._here.shown(states, base)
@@ -81,7 +101,7 @@ class SharedRoots:
             return self._here.due(works)
         self._register.look(works)
         if not self._call:
-            self._register.begin(self._groups, works, (self._dtype,), self._device(works), lag=self._lag)
+            self._register.begin(self._groups, works, (self._dtype,), self._device(works), lag=self._lag, failed=self._failed)
         self._call += 1
         self._seats = self._register.share.at(self._call)
         return self._meets or any(map(self._departs, self._departing)) or bool(self._arriving) or self._here.due(works)
@@ -94,7 +114,8 @@ class SharedRoots:
             look(work.storage)
         self._move(works)
         wanted = self._register.due(works)
-        taken = self._start(works, wanted) if self._meets else ()
+        with torch.inference_mode(False), torch.no_grad():  # what leaves now may arrive outside of the caller's mode
+            taken = self._start(works, wanted) if self._meets else ()
         self._alone(block for block in wanted if block not in taken)
         self._move(works)
 
@@ -134,7 +155,7 @@ class SharedRoots:
             self._arriving.append(started)
         while self._arriving and self._call >= self._arriving[0].flight.call + self._lag:
             flight, *_, share = self._arriving.pop(0)
-            check_same(self._peers, flight.digests(), partial(steps_described, works))
+            check_same(self._peers, flight.digests(), partial(steps_described, works, failed=self._failed))
             self._register.share = share
             flight.install(self._register.directory)
             self._warn(flight)
@@ -155,7 +176,7 @@ class SharedRoots:
             warnings.warn(text, RuntimeWarning, stacklevel=2)
 
     def _device(self, works: Sequence[Work]) -> torch.device:
-        return self._peers.device(works[0].storage.params[0].device if works else torch.device("cpu"))
+        return self._peers.device(works[0].storage.params[0].device if works else first_device(self._groups))
 
 
 def _readable(works: Sequence[Work]) -> bool:

@@ -1,6 +1,7 @@
 """One step of the sharded parameters of a storage: what leaves this rank, what arrives, and the work in between."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -38,6 +39,12 @@ class Trip:
         self._filled = [self.grads, *([self.params] if reads_params else [])]
         self._regions: list[list[Tensor]] = []
         self._updates: dict[str, Tensor] = {}
+
+    @property
+    def at_hand(self) -> bool:
+        """Whether this rank has its part of the gradients, so that `out` needs nothing of others."""
+        pairs: Iterator[tuple[Any, DTensor]] = ((param.grad, param) for param in self._params.values())
+        return all(grad.placements == param.placements for grad, param in pairs)
 
     def out(self) -> tuple[Lists, Lists]:
         """What to send to owners, and to receive as one."""

@@ -120,6 +120,34 @@ def failing_root(kind: str, lag: int) -> tuple[list[str], list[str], dict[int, b
     return hashes, said, stayed
 
 
+def refused_gradient(at: int) -> Outcome:
+    """The optimizer of rank 1 refuses a gradient at one step, and goes on."""
+    params, optimizer = build(PLAIN | {"nonfinite": "raise"}, Scattered())
+
+    def step(number: int) -> None:
+        grads = grads_for(params, number)[-1]
+        if number == at and dist.get_rank() == 1:
+            grads["second"][0, 0] = torch.nan
+        try:
+            take(optimizer, params, grads)
+        except FloatingPointError:
+            assert number == at
+        dist.barrier()  # as DDP meets at each step
+
+    return outcome(step, 12)
+
+
+def in_inference_mode(distributed: Scattered) -> list[str]:
+    """Steps in that mode and outside of it, in turns."""
+    params, optimizer = build(PLAIN | {"precondition_frequency": 2}, distributed)
+    hashes = []
+    for number, grads in enumerate(grads_for(params, 9)):
+        with torch.inference_mode(number % 3 == 0):
+            take(optimizer, params, grads)
+        hashes.append(hashed(params, optimizer))
+    return hashes
+
+
 def killed(folder: str, at: int) -> None:
     """Rank 2 ends within the refresh of a step; rank 0 leaves a checkpoint of the step before."""
     params, optimizer = build(PLAIN, Scattered())

@@ -11,9 +11,11 @@ from tests.distributed.faults import (
     failing_root,
     gradient_missing,
     idle,
+    in_inference_mode,
     killed,
     not_finite_on_one_rank,
     other,
+    refused_gradient,
     resumed,
 )
 from tests.distributed.support import raced, spawned
@@ -28,6 +30,19 @@ def test_a_gradient_that_is_missing_on_one_rank_is_an_error_on_every_rank(at: in
         assert "rank 1" in said
         assert "gradient" in said
         assert seconds < 10
+
+
+@pytest.mark.parametrize(("at", "raised"), [(1, 1), (3, 5), (5, 5)])
+def test_a_step_that_fails_on_one_rank_alone_is_an_error_on_every_rank(at: int, raised: int) -> None:
+    failed = "the ranks disagree on the step: failure, rank 1: FloatingPointError: gradient 'second'"
+    for step, said in spawned(refused_gradient, 3, at):
+        assert step == raised
+        assert said.startswith(failed if at == raised else "the ranks disagree on parameter 'first': steps, rank 1: 4")
+
+
+def test_steps_in_inference_mode_and_outside_of_it_are_those_of_one_rank() -> None:
+    first, second = spawned(in_inference_mode, 2, Scattered(lag=2))
+    assert first == second == in_inference_mode(Scattered(lag=2))
 
 
 def test_it_is_said_within_ten_steps_however_rare_refreshes_are() -> None:
