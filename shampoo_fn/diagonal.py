@@ -9,7 +9,7 @@ All three divide by the root of a second moment kept per element, `D = u / (sqrt
 
 from abc import abstractmethod
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
@@ -29,16 +29,12 @@ class Diagonal(Preconditioner):
     """`u / (sqrt(v / correction) + epsilon)`; members say how v decays and whether its bias is corrected."""
 
     epsilon: float
+    corrected: ClassVar[bool] = False  # whether v is divided by `1 - beta2^t`
 
     @property
     @abstractmethod
     def decay(self) -> Value:
         """beta2; the number 1 for a sum."""
-
-    @property
-    @abstractmethod
-    def corrected(self) -> bool:
-        """Whether v is divided by `1 - beta2^t`."""
 
     def init(self, param: Tensor) -> SecondMoment:
         return SecondMoment(torch.zeros_like(param))
@@ -78,10 +74,6 @@ class Adagrad(Diagonal):
     def decay(self) -> Value:
         return 1.0
 
-    @property
-    def corrected(self) -> bool:
-        return False
-
 
 class Averaged(Diagonal):
     """Members whose v is a moving average of decay `beta2`."""
@@ -104,21 +96,15 @@ class RMSprop(Averaged):
     beta2: Value = 0.99
     epsilon: float = 1e-8
 
-    @property
-    def corrected(self) -> bool:
-        return False
-
 
 @dataclass(frozen=True)
 class Adam(Averaged):
     """`D = u / (sqrt(v / (1 - beta2^t)) + epsilon)`; with a bias-corrected EMA as filter, the direction of torch.optim.Adam."""
 
+    corrected: ClassVar[bool] = True
+
     beta2: Value = 0.999
     epsilon: float = 1e-8
-
-    @property
-    def corrected(self) -> bool:
-        return True
 
 
 def check_epsilon(epsilon: float) -> None:

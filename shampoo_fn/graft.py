@@ -34,6 +34,9 @@ class Graft(Preconditioner):
         for field in ("direction", "magnitude"):
             value = getattr(self, field)
             require(isinstance(value, Preconditioner), field, value, "a Preconditioner, such as Kronecker() or Adam()")
+            require(
+                not value.reads_norms, field, value, "one of norm='block': norms of whole tensors are known to the outermost"
+            )
         require(self.norm in ("block", "tensor"), "norm", self.norm, "'block' or 'tensor'")
 
     def init(self, param: Tensor) -> GraftState:

@@ -163,8 +163,3 @@ def mark_batch(tensors: Iterable[Tensor]) -> None:
     """Tell torch.compile that the number of blocks is a symbol; the mark stays with the tensor object."""
     for tensor in tensors:
         torch._dynamo.maybe_mark_dynamic(tensor, 0)
-
-
-def owners(parts: Iterable[Tile]) -> list[str]:
-    """The parameter of each slot."""
-    return [tile.name for tile in parts for _ in range(tile.region.size)]

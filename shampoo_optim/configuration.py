@@ -16,7 +16,7 @@ from shampoo_fn.recipe import default_ridge
 from shampoo_fn.roots.auto import Auto
 from shampoo_fn.roots.minimax import Minimax
 from shampoo_fn.roots.rational import Rational
-from shampoo_fn.validate import LEAST, check_number, require
+from shampoo_fn.validate import LEAST, check_number, check_switch, require
 from shampoo_fn.values import check_decay
 from shampoo_optim.grafting import magnitude
 from shampoo_optim.options import DEFAULTS, SAME
@@ -68,6 +68,11 @@ def configured(group: Mapping[str, Any], base: Config | None, dials: Dials) -> C
     )
 
 
+def at_any_rate(group: Mapping[str, Any], base: Config | None) -> Config:
+    """The config of a group but for its learning rate: a scheduler that ends at 0 may arrive at -1e-18."""
+    return configured(group, base, values(group) | {"lr": 0.0})
+
+
 # those that the recipe takes as they are; the others are dials, or need a word of translation
 _PASSED = [name for name in SAME if name not in (*values(DEFAULTS), "betas", "diagonal", "root_dtype", "state_dtype")]
 
@@ -115,7 +120,7 @@ def _with_rate(config: Config, lr: Any) -> Config:
 def _check(group: Mapping[str, Any], dials: Dials) -> None:
     """What goes into a field of another name is checked here, under the name that the caller knows."""
     for name in ("bias_correction", "adam_w_mode", "use_nesterov", "maximize", "staggered", "merge_dims", "packed"):
-        require(isinstance(group[name], bool), name, group[name], "True or False")
+        check_switch(name, group[name])
     for name, known in (("root_inv_method", METHODS), ("large_dim_method", LARGE_DIMS)):
         require(isinstance(group[name], str) and group[name] in known, name, group[name], f"one of {list(known)}")
     for name in ("grafting_epsilon", "grafting_rms"):

@@ -8,13 +8,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from shampoo_fn.layout import spans
+from shampoo_fn.layout import owners_of, spans
 from shampoo_fn.lift import norms_of_stack
 from shampoo_fn.symmetric import unpacked
 from shampoo_fn.tree import flatten
 from shampoo_fn.validate import require
-from shampoo_optim.chunks import opened, owners
+from shampoo_optim.chunks import opened
 from shampoo_optim.groups import real
+from shampoo_optim.naming import readable
 from shampoo_optim.shampoo import Shampoo
 from shampoo_optim.stepping import blocks_of
 from shampoo_optim.storage import Storage
@@ -80,6 +81,7 @@ def diagnose(optimizer: Shampoo) -> Diagnosis:
         ratios = _graft_ratios(storage, maximize=group["maximize"])
         for stack in storage.plan.stacks:
             leaves = flatten(storage.state.stacks[stack.key])
+            names = readable(leaves)
             ridges = [spec.solver.relative_epsilon for spec in stack.transform.root_specs(stack.block).values()]
             for name, number, first, size in spans(stack):
                 if not size:
@@ -87,7 +89,9 @@ def diagnose(optimizer: Shampoo) -> Diagnosis:
                 slots = {path: leaf[first : first + size] for path, leaf in leaves.items()}
                 found = {path: value for path, leaf in slots.items() if ".factors." in path for value in _spectrum(leaf)}
                 part = f" region {number}" if number else ""
-                spectra |= {f"{name}{part} factor {path[-1]}": value for path, value in found.items()}
+                spectra |= {
+                    f"{name}{part} {names[path]}".replace("factors.", "factor "): value for path, value in found.items()
+                }
                 row = _row(name, slots, list(found.values()), max(ridges, default=None), ratios.get(name))
                 rows[name] = _joined(rows[name], row) if name in rows else row
     return Diagnosis(tuple(rows.values()), spectra)
@@ -134,9 +138,10 @@ def _graft_ratios(storage: Storage, *, maximize: bool) -> dict[str, float]:
     for chunk in work.chunks:
         with opened(chunk, graphs=False) as own:
             norms = norms_of_stack(chunk.stack, storage.config, own.state, blocks_of(work, own))
-        for tile, (direction, magnitude) in zip(owners(chunk.tiles), norms.tolist(), strict=True):
+        names = owners_of(chunk.stack)
+        for slot, (direction, magnitude) in zip(chunk.slots, norms.tolist(), strict=True):
             if 0 < direction < inf and 0 < magnitude < inf:
-                ratios[tile] = max(ratios.get(tile, 0.0), magnitude / direction)
+                ratios[names[slot]] = max(ratios.get(names[slot], 0.0), magnitude / direction)
     return ratios
 
 

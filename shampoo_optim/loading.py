@@ -9,12 +9,11 @@ from torch import Tensor
 
 from shampoo_fn import Config, init_state
 from shampoo_fn.layout import layout
-from shampoo_optim.configuration import configured
+from shampoo_optim.configuration import at_any_rate
 from shampoo_optim.entries import Entries, as_tensor, check_entries, entries
 from shampoo_optim.groups import real
 from shampoo_optim.naming import parameter_name
 from shampoo_optim.options import DEFAULTS, NO_CONFIG, plain
-from shampoo_optim.structure import values
 
 Group = dict[str, Any]
 
@@ -51,7 +50,9 @@ def complete(defaults: Group, groups: list[Group]) -> None:
 def loaded_state(saved: Mapping[str, Any], param: Tensor) -> dict[str, Tensor]:
     """A copy on the parameter's device. Nothing is cast: factors of a bfloat16 parameter are float32."""
     number = (Tensor, int, float)
-    return {k: whole(v).to(param.device, copy=True) if isinstance(v, number) else deepcopy(v) for k, v in saved.items()}
+    # of a parameter that is cut, a DTensor can only be somebody else's, such as slow weights that are cut as it is
+    here = as_tensor if hasattr(param, "device_mesh") else whole
+    return {k: here(v).to(param.device, copy=True) if isinstance(v, number) else deepcopy(v) for k, v in saved.items()}
 
 
 def whole(value: Any) -> Tensor:
@@ -69,8 +70,7 @@ def check_states(groups: Sequence[Mapping[str, Any]], states: Mapping[Tensor, An
             shapes = {
                 name: real(torch.empty(param.shape, dtype=param.dtype, device="meta")) for name, (param, _) in stateful.items()
             }
-            # whatever the rate is: a scheduler may have gone below zero
-            wanted = fitting(shapes, configured(group, base, values(group) | {"lr": 0.0}))
+            wanted = fitting(shapes, at_any_rate(group, base))
             for name, (_, given) in stateful.items():
                 check_entries(name, given, wanted[name], "the checkpoint")
 

@@ -123,8 +123,8 @@ _NUMBERS = ("lr", "weight_decay", "momentum", "grafting_beta2")
 
 
 def plain(options: Mapping[str, Any]) -> dict[str, Any]:
-    """The options with enums and dtypes as their names, and numbers of numpy as Python's."""
-    return {name: _plain(name, value) for name, value in options.items()}
+    """The options with enums and dtypes as their names, and numbers of numpy as Python's; what is no option as it is."""
+    return {name: _plain(name, value) if name in DEFAULTS else value for name, value in options.items()}
 
 
 def scalar(name: str, value: Any) -> Any:

@@ -36,18 +36,14 @@ def refresh(storage: Storage, parts: Sequence[Chunk]) -> None:
 def look(storage: Storage) -> None:
     """See how steps and roots stand, before roots are taken. RuntimeError as `refuse_failures`, where that had to wait."""
     learn(storage)
-    if not _is_here(storage):
+    if not storage.on_cpu:
         refuse_failures(storage)
 
 
 def refuse_before_counting(storage: Storage) -> None:
     """`refuse_failures` before anything of a step is counted, where the host need not wait to know."""
-    if _is_here(storage):
+    if storage.on_cpu:
         refuse_failures(storage)
-
-
-def _is_here(storage: Storage) -> bool:
-    return storage.params[0].device.type == "cpu"
 
 
 def refuse_failures(storage: Storage) -> None:
@@ -63,10 +59,9 @@ def refuse_failures(storage: Storage) -> None:
 def refresh_slots(storage: Storage, wanted: Due) -> None:
     """New roots for these slots."""
     if not _separable(storage, wanted):
-        here = _is_here(storage)
         # solvers on a CPU may have threads of their own: fewer factors at once would leave some without;
         # elsewhere they hold more at once than a step does of a chunk, and chunks are large
-        parts = batches(wanted, storage.limit, most_threads()) if here else batches(wanted, storage.limit // 4)
+        parts = batches(wanted, storage.limit, most_threads()) if storage.on_cpu else batches(wanted, storage.limit // 4)
         for batch in parts:
             _refresh(storage, batch)
         return

@@ -7,9 +7,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from shampoo_fn import Config
-from shampoo_optim.configuration import configured
+from shampoo_optim.configuration import at_any_rate
 from shampoo_optim.options import DEFAULTS, plain
-from shampoo_optim.structure import values
 
 Settled = Mapping[str, Any]  # options of a group
 
@@ -31,7 +30,6 @@ def _settled(group: dict[str, Any], before: Settled, base: Config | None) -> Set
         return before
     now |= plain(written)
     if written.keys() != {"lr"}:
-        # whatever the rate is: a scheduler that ends at 0 may arrive at -1e-18
-        configured(now, base, values(now) | {"lr": 0.0})
+        at_any_rate(now, base)
     group.update(now)
     return now

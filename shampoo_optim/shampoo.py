@@ -92,13 +92,15 @@ class Shampoo(Optimizer):
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Add parameters with options of their own; as in torch.optim, at any time."""
         for name in param_group:
-            if self._base is not None and (name == "config" or (name in DEFAULTS and name not in self.defaults)):
-                raise TypeError(f"a group got the option {name!r}: with config= the config says it, for all groups")
+            if name == "config" or (name in DEFAULTS and name not in self.defaults):
+                raise TypeError(
+                    f"a group got the option {name!r}: a config says it, for all groups: Shampoo(params, config=...)"
+                )
         super().add_param_group(param_group)
         group = self.param_groups[-1]
         group.pop("config", None)
         try:
-            group.update(plain({name: value for name, value in group.items() if name in self.defaults}))
+            group.update(plain(group))
             configured(group, self._base, values(group))
         except Exception:
             self.param_groups.pop()

@@ -14,6 +14,7 @@ from torch import Tensor
 from shampoo_fn import Config, State
 from shampoo_fn.checks import check_grads
 from shampoo_fn.layout import Layout, layout
+from shampoo_fn.roots.solver import wide_dtype
 from shampoo_fn.state import check_tensor, templates_of
 from shampoo_fn.tracing import is_traced
 from shampoo_fn.transform import is_of_package
@@ -73,6 +74,7 @@ class Storage:
     def __init__(self, members: Members, begin: Begin = whole) -> None:
         params, states, group, base, self.key = members
         self.names, self.params = list(params), list(params.values())
+        self.on_cpu = self.params[0].device.type == "cpu"
         self.backend, self.precision = backend(group), precision(group)
         self.graphs: dict[str, Any] = {}  # by stack, see `walks.py`
         self.dials = _dials(group, self.params[0].device)
@@ -157,10 +159,9 @@ class Storage:
 
 
 def _dials(group: Mapping[str, Any], device: torch.device) -> Dials:
-    # on the device, since a 0-d tensor that has to get there makes the host wait; not on "meta", where nothing can be read
-    wide = torch.float32 if device.type == "mps" else torch.float64
+    # on the device, since a 0-d tensor that has to get there makes the host wait
     return {
-        name: value if constant(name, value) else torch.zeros((), dtype=wide, device=device)
+        name: value if constant(name, value) else torch.zeros((), dtype=wide_dtype(device), device=device)
         for name, value in values(group).items()
     }
 

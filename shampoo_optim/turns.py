@@ -27,9 +27,9 @@ def may_be_due(storage: Storage, parts: Sequence[Chunk]) -> bool:
 
 def count(storage: Storage, parts: Sequence[Chunk]) -> None:
     """Count a step on the host, of the chunks whose own count is not read."""
-    for chunk in parts:
+    for chunk in () if storage.on_cpu else parts:
         counts = storage.counts[chunk.stack.key]
-        if counts is not None and chunk.stack.device.type != "cpu":
+        if counts is not None:
             for slot in chunk.slots:
                 counts[slot] += 1
 
@@ -40,7 +40,7 @@ def learn(storage: Storage) -> None:
     The host counts calls, a block the gradients that were finite. So the host is never behind: it asks at each step that is due
     to a block, or before, and again then.
     """
-    away = [key for key, counts in storage.counts.items() if counts is not None and not _is_here(storage, key)]
+    away = [key for key, counts in storage.counts.items() if counts is not None and not storage.on_cpu]
     blocks = [storage.state.stacks[key] for key in away]
     read = on_host([each.step for each in blocks] + [each.refreshed for each in blocks])
     storage.counts |= zip(away, read[: len(away)], strict=True)
@@ -56,27 +56,22 @@ def _rooted(storage: Storage, parts: Sequence[Chunk]) -> list[Chunk]:
     return [chunk for chunk in parts if chunk.stack.key in storage.rooted]
 
 
-def _is_here(storage: Storage, key: str) -> bool:
-    return storage.state.stacks[key].step.device.type == "cpu"
-
-
 def _due(storage: Storage, chunk: Chunk) -> list[int]:
     slots = chunk.slots
     steps = _steps(storage, chunk)
     if steps is None:
         return list(slots)  # nothing can be read: the step that needs the most memory
-    here = chunk.stack.device.type == "cpu"
-    last = _read(chunk, chunk.state.refreshed) if here else _of(chunk, storage.refreshed[chunk.stack.key])
+    last = _read(chunk, chunk.state.refreshed) if storage.on_cpu else _of(chunk, storage.refreshed[chunk.stack.key])
     rows = zip(slots, steps, last, _turns(storage, chunk), strict=True)
     return [slot for slot, step, before, turn in rows if step > before and storage.config.cadence.due(step, turn)]
 
 
 def _steps(storage: Storage, chunk: Chunk) -> list[int] | None:
-    """`steps_of` the slots of a chunk alone: a stack of many chunks is not read as often as it has chunks."""
+    """`host_steps` of the slots of a chunk alone: a stack of many chunks is not read as often as it has chunks."""
     counts = storage.counts[chunk.stack.key]
     if counts is None:
         return None
-    return _read(chunk, chunk.state.step) if chunk.stack.device.type == "cpu" else _of(chunk, counts)
+    return _read(chunk, chunk.state.step) if storage.on_cpu else _of(chunk, counts)
 
 
 def _turns(storage: Storage, chunk: Chunk) -> list[int]:
@@ -94,10 +89,9 @@ def _of(chunk: Chunk, values: list[int]) -> list[int]:
     return [values[slot] for slot in chunk.slots]
 
 
-def steps_of(storage: Storage, stack: Stack) -> list[int] | None:
-    """The steps of all slots: on a CPU from the state, elsewhere the host's own count, with what was skipped since `learn`."""
-    counts = storage.counts[stack.key]
-    if counts is None or stack.device.type != "cpu":
-        return counts
-    steps: list[int] = storage.state.stacks[stack.key].step.tolist()
-    return steps
+def host_steps(storage: Storage) -> dict[str, list[int]]:
+    """The steps of all slots, by stack: of the state, or elsewhere than on a CPU as the host counts, skipped ones too."""
+    return {
+        key: blocks.step.tolist() if storage.on_cpu and storage.counts[key] is not None else storage.counts[key] or []
+        for key, blocks in storage.state.stacks.items()
+    }

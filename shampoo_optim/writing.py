@@ -35,8 +35,9 @@ class Writer:
                 targets.append(_part(param.view(self._merged[name]), region))
                 added.append(joined)
             else:
-                update = self._gathered.setdefault(name, joined.new_empty(self._merged[name]))
-                _part(update, region).copy_(joined)
+                if name not in self._gathered:
+                    self._gathered[name] = joined.new_empty(self._merged[name])
+                _part(self._gathered[name], region).copy_(joined)
         if targets:
             torch._foreach_add_(targets, added)
 

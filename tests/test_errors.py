@@ -100,6 +100,7 @@ WRONG: list[tuple[Callable[..., Any], str, Any, str]] = [
     *((PseudoInverse, "rank_tolerance", wrong, "(0, 1)") for wrong in (0.0, 1.0)),
     *((lambda direction: Graft(direction, Adam()), "direction", wrong, "Kronecker()") for wrong in (None, EMA(0.9))),
     (lambda magnitude: Graft(Kronecker(), magnitude), "magnitude", "adam", "Adam()"),
+    (lambda direction: Graft(direction, Adam()), "direction", Graft(Kronecker(), Adam(), norm="tensor"), "norm='block'"),
     (lambda norm: Graft(Kronecker(), Adam(), norm), "norm", "global", "'tensor'"),
     (Preconditioned, "preconditioner", LINK, "Kronecker()"),
     (lambda filter: Preconditioned(Adam(), filter), "filter", 0.9, "EMA(0.9)"),

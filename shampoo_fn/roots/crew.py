@@ -113,19 +113,16 @@ class _Crew:
                 self.errors.append(error)
 
     def _help(self, done: Event) -> None:
-        try:
-            self._as_helper()
-        finally:
-            done.set()
-
-    def _as_helper(self) -> None:
         # A thread's first operation sets its counts to those of the process: asking for them is such a first operation, and
         # must come before they are set. The first number in the queue was read before anybody set one: all report first.
-        self.initial.put(torch.get_num_threads())
-        torch.set_num_threads(1)
-        inference, grad = self.modes
-        with torch.inference_mode(inference), torch.set_grad_enabled(grad):
-            self._work()
+        try:
+            self.initial.put(torch.get_num_threads())
+            torch.set_num_threads(1)
+            inference, grad = self.modes
+            with torch.inference_mode(inference), torch.set_grad_enabled(grad):
+                self._work()
+        finally:
+            done.set()
 
     def _work(self) -> None:
         _HERE.member = True

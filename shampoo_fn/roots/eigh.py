@@ -10,11 +10,11 @@ from torch.linalg import LinAlgError  # type: ignore[attr-defined]  # documented
 from shampoo_fn.gram import gram, symmetric
 from shampoo_fn.roots.derivative import linearised
 from shampoo_fn.roots.residual import checked
-from shampoo_fn.roots.ridge import Ridged, add_ridge, power, restore, times
+from shampoo_fn.roots.ridge import Ridged, power, restore, times
 from shampoo_fn.roots.solver import Roots, Solver, check_dtype, each_by_threads, working_dtype
 from shampoo_fn.tracing import is_traced
 from shampoo_fn.tree import replaced
-from shampoo_fn.validate import require
+from shampoo_fn.validate import check_switch
 
 LARGE = 256  # rows
 Decomposition = Callable[[Tensor], tuple[Tensor, Tensor]]
@@ -39,7 +39,7 @@ class Eigh(Solver):
     def __post_init__(self) -> None:
         super().__post_init__()
         check_dtype(self.dtype)
-        require(isinstance(self.exact_derivative, bool), "exact_derivative", self.exact_derivative, "True or False")
+        check_switch("exact_derivative", self.exact_derivative)
 
     @property
     def differentiable(self) -> bool:
@@ -55,9 +55,7 @@ class Eigh(Solver):
 
     def _solve(self, matrices: Tensor, exponent: float, boost: Tensor | None) -> Roots:
         work = working_dtype(self.dtype, matrices)
-        problem = add_ridge(
-            matrices, work, relative_epsilon=self.relative_epsilon, epsilon=self.epsilon, boost=boost, looking=True
-        )
+        problem = self._ridged(matrices, work, boost, looking=True)
         large = not self.exact_derivative and _is_large(problem.matrices)
         roots, lift = self._roots(problem, exponent, _eigh_in_place if large else eigendecomposition)
         if large:

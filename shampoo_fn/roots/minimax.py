@@ -10,7 +10,7 @@ from shampoo_fn.gram import symmetric
 from shampoo_fn.products import product as plain_product
 from shampoo_fn.roots.polynomial import Product, evaluate
 from shampoo_fn.roots.residual import checked
-from shampoo_fn.roots.ridge import add_ridge, power
+from shampoo_fn.roots.ridge import power
 from shampoo_fn.roots.schedule import PRODUCTS_TO_COUPLE, Steps, schedule
 from shampoo_fn.roots.solver import Roots, Solver, check_dtype, each_by_threads, wide_dtype, working_dtype
 from shampoo_fn.roots.split_matmul import SPLITS
@@ -74,9 +74,7 @@ class Minimax(Solver):
         wanted = self.dtype or torch.promote_types(matrices.dtype, torch.float32)
         # products of half-precision parts are what they are on CUDA; on a CPU float32 stands in for them
         dtype = wanted if self.split != "none" and matrices.is_cuda else working_dtype(wanted, matrices)
-        problem = add_ridge(
-            matrices, wide_dtype(matrices.device), relative_epsilon=self.relative_epsilon, epsilon=self.epsilon, boost=boost
-        )
+        problem = self._ridged(matrices, wide_dtype(matrices.device), boost)
         bound = problem.bound[:, None, None]
         roots = self._iterate(problem.matrices / bound, max(p, 2), dtype)
         roots = roots.to(bound.dtype)

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from shampoo_fn.gram import symmetric
 from shampoo_fn.roots.residual import checked
-from shampoo_fn.roots.ridge import add_ridge, spectral_bound
+from shampoo_fn.roots.ridge import spectral_bound
 from shampoo_fn.roots.solver import Roots, Solver, check_batch, check_dtype, working_dtype
 from shampoo_fn.validate import LEAST, check_count, check_number, require
 
@@ -42,13 +42,7 @@ class CoupledNewton(Solver):
     def __call__(self, matrices: Tensor, exponent: float, boost: Tensor | None = None) -> Roots:
         check_batch(matrices)
         self.check_exponent(exponent)
-        problem = add_ridge(
-            matrices,
-            working_dtype(self.dtype, matrices),
-            relative_epsilon=self.relative_epsilon,
-            epsilon=self.epsilon,
-            boost=boost,
-        )
+        problem = self._ridged(matrices, working_dtype(self.dtype, matrices), boost)
         roots = self._iterate(problem.matrices, integer_root(exponent))
         return checked(roots, problem, exponent, matrices.dtype)
 

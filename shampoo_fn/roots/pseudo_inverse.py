@@ -9,7 +9,7 @@ from shampoo_fn.gram import gram, symmetric
 from shampoo_fn.products import product
 from shampoo_fn.roots.eigh import eigendecomposition
 from shampoo_fn.roots.residual import handed_out, probe_vectors, residual
-from shampoo_fn.roots.ridge import add_ridge, power, scale_of_diagonal
+from shampoo_fn.roots.ridge import power, scale_of_diagonal
 from shampoo_fn.roots.solver import Roots, Solver, check_dtype, each_by_threads, working_dtype
 from shampoo_fn.validate import LEAST, check_number
 
@@ -42,7 +42,7 @@ class PseudoInverse(Solver):
 
     def _solve(self, matrices: Tensor, exponent: float, boost: Tensor | None) -> Roots:
         work = working_dtype(self.dtype, matrices)
-        problem = add_ridge(matrices, work, relative_epsilon=self.relative_epsilon, epsilon=self.epsilon, looking=True)
+        problem = self._ridged(matrices, work, None, looking=True)
         eigenvalues, eigenvectors = eigendecomposition(problem.matrices)
         cutoff = self._cutoff(eigenvalues[:, -1:], boost)
         kept = eigenvalues > cutoff

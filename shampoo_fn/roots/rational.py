@@ -8,7 +8,6 @@ from torch import Tensor
 
 from shampoo_fn.roots.partial_fractions import Fractions, partial_fractions
 from shampoo_fn.roots.residual import checked
-from shampoo_fn.roots.ridge import add_ridge
 from shampoo_fn.roots.solver import Roots, Solver, check_batch, check_dtype, wide_dtype, working_dtype
 from shampoo_fn.tracing import fixed, is_differentiated_forward
 from shampoo_fn.validate import check_count, require
@@ -47,9 +46,7 @@ class Rational(Solver):
         check_batch(matrices)
         self.check_exponent(exponent)
         dtype = working_dtype(self.dtype, matrices)
-        problem = add_ridge(
-            matrices, wide_dtype(matrices.device), relative_epsilon=self.relative_epsilon, epsilon=self.epsilon, boost=boost
-        )
+        problem = self._ridged(matrices, wide_dtype(matrices.device), boost)
         bound = problem.bound[:, None, None]
         roots = _sum_of_inverses(problem.matrices / bound, self.fractions(exponent), dtype)
         return checked(roots * bound.pow(-exponent), problem, exponent, matrices.dtype)

@@ -8,7 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from shampoo_fn.roots.ridge import ridged_diagonal
+from shampoo_fn.roots.ridge import Ridged, add_ridge, ridged_diagonal
 from shampoo_fn.roots.threaded import by_threads
 from shampoo_fn.tracing import constant_result, cuts_float32_short, is_traced
 from shampoo_fn.validate import LEAST, check_number, require
@@ -48,6 +48,10 @@ class Solver(ABC):
     def diagonal(self, diagonals: Tensor, exponent: float, boost: Tensor | None = None) -> Tensor:
         """The same root for diagonal matrices, given and returned as their diagonals [batch, n]."""
         return ridged_diagonal(diagonals, exponent, relative_epsilon=self.relative_epsilon, epsilon=self.epsilon, boost=boost)
+
+    def _ridged(self, matrices: Tensor, dtype: torch.dtype, boost: Tensor | None, *, looking: bool = False) -> Ridged:
+        epsilons = {"relative_epsilon": self.relative_epsilon, "epsilon": self.epsilon}
+        return add_ridge(matrices, dtype, **epsilons, boost=boost, looking=looking)
 
     def separable(self, device: torch.device, exponent: float) -> bool:
         """Whether a root has the same bits there whatever is solved with it, and several threads may call this at once."""
@@ -93,9 +97,8 @@ def each_by_threads(
 ) -> Roots:
     """`solve(matrices, exponent, boost)`, over threads where there are threads and values."""
     check_batch(matrices)
-    traced = is_traced(matrices) or (boost is not None and is_traced(boost))
+    others = () if boost is None else (boost,)
+    traced = any(is_traced(tensor) for tensor in (matrices, *others))
     if traced or matrices.device.type != "cpu" or type(matrices) is not Tensor or not len(matrices):
         return solve(matrices, exponent, boost)
-    if boost is None:
-        return Roots(*by_threads(lambda chunk: solve(chunk, exponent, None), matrices))
-    return Roots(*by_threads(lambda chunk, boosts: solve(chunk, exponent, boosts), matrices, boost))
+    return Roots(*by_threads(lambda chunk, boosts=None: solve(chunk, exponent, boosts), matrices, *others))

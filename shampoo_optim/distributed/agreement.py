@@ -20,7 +20,7 @@ from shampoo_optim.naming import parameter_name
 from shampoo_optim.placement import Groups
 from shampoo_optim.storage import Storage
 from shampoo_optim.structure import fixed_options, values
-from shampoo_optim.turns import steps_of
+from shampoo_optim.turns import host_steps
 from shampoo_optim.work import Work
 
 Description = dict[str, dict[str, str]]  # by subject ("parameter 'w'"), by attribute
@@ -102,11 +102,6 @@ def _dials(storage: Storage) -> dict[str, float]:
     """The hyper-parameters of a storage, where reading them does not wait for a device."""
     dials = {name: value for name, value in storage.dials.items() if isinstance(value, Tensor)}
     return {name: float(value) for name, value in dials.items() if value.device.type == "cpu"}
-
-
-def host_steps(storage: Storage) -> dict[str, list[int]]:
-    """The steps of all slots of each stack, as far as the host knows them."""
-    return {stack.key: steps_of(storage, stack) or [] for stack in storage.plan.stacks}
 
 
 def agree(

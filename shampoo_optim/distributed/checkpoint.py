@@ -22,6 +22,7 @@ from shampoo_optim.distributed.peers import Peers
 from shampoo_optim.distributed.routing import exchange, lists
 from shampoo_optim.entries import as_tensor, blueprint
 from shampoo_optim.loading import whole
+from shampoo_optim.naming import is_ours
 
 SMALL = 4096  # elements of an entry that is brought to every rank; a DTensor costs about as much to describe
 
@@ -84,7 +85,7 @@ def entries_of(name: str, plan: Layout, ownership: Ownership) -> dict[str, Entry
     }
 
 
-def shown(held: Held, entries: Mapping[str, Entry], peers: Peers, mesh: DeviceMesh) -> dict[str, Tensor]:
+def shown(held: Held, entries: Mapping[str, Entry], peers: Peers, mesh: DeviceMesh) -> dict[str, Any]:
     """All entries of a parameter, of which this rank holds its own blocks. Collective."""
     sent, received = lists(peers.size), lists(peers.size)
     found = {}
@@ -97,10 +98,10 @@ def shown(held: Held, entries: Mapping[str, Entry], peers: Peers, mesh: DeviceMe
             if rank == peers.rank:
                 received[owner].append(part(local, cut, box))
     exchange(sent, received, peers)
-    return {name: entry.placed(found[name], mesh) for name, entry in entries.items()}
+    return {name: entry.placed(found[name], mesh) for name, entry in entries.items()} | _of_others(held, entries)
 
 
-def kept(given: Held, entries: Mapping[str, Entry], peers: Peers, mesh: DeviceMesh) -> dict[str, Tensor]:
+def kept(given: Held, entries: Mapping[str, Entry], peers: Peers, mesh: DeviceMesh) -> dict[str, Any]:
     """Of all entries of a parameter, as `shown` makes them or otherwise, the blocks that this rank owns. Collective."""
     sent, received = lists(peers.size), lists(peers.size)
     found = {}
@@ -121,4 +122,9 @@ def kept(given: Held, entries: Mapping[str, Entry], peers: Peers, mesh: DeviceMe
             else:
                 found[name] = part(tensor, whole_box(entry.shape), mine) if tensor.dim() else tensor
     exchange(sent, received, peers)
-    return found
+    return found | _of_others(given, entries)
+
+
+def _of_others(held: Held, entries: Mapping[str, Entry]) -> dict[str, Any]:
+    """What somebody else keeps in the state, such as the slow weights of a Lookahead: as it is on this rank."""
+    return {name: value for name, value in held.items() if name not in entries and not is_ours(name)}

@@ -14,7 +14,7 @@ from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.tensor import DTensor, Placement, Replicate, Shard
 
 from shampoo_fn import Config
-from shampoo_optim.configuration import configured
+from shampoo_optim.configuration import at_any_rate
 from shampoo_optim.distributed.peers import Peers
 from shampoo_optim.distributed.shards import check_cut, local, with_gradients
 from shampoo_optim.distributed.shares import named
@@ -24,7 +24,6 @@ from shampoo_optim.loading import fitting
 from shampoo_optim.loading import whole as whole_entry
 from shampoo_optim.placement import Groups, Local, States
 from shampoo_optim.storage import Beginning, Members, Storage, whole
-from shampoo_optim.structure import values
 from shampoo_optim.work import Work, work_on
 
 
@@ -81,7 +80,7 @@ class LocalShards:
         for number, group in enumerate(groups):
             stateful = {name: param for name, param in named(groups, number).items() if states.get(param)}
             shapes = {n: torch.empty(_shard(p).shape, dtype=p.dtype, device="meta") for n, p in stateful.items()}
-            wanted = fitting(shapes, configured(group, base, values(group)))
+            wanted = fitting(shapes, at_any_rate(group, base))
             for name, param in stateful.items():
                 self._check_shards(name, states[param])
                 rows = {entry: self._mine(value) for entry, value in states[param].items()}

@@ -60,11 +60,6 @@ def size_of(outline: Outline) -> int:
     return outline[-1].end if outline else 0
 
 
-def gathered_bytes(each: Sequence[Outline], extra: int) -> int:
-    """The bytes that reach every rank, its own included: buffers of all ranks as long as the longest, and `extra` for each."""
-    return len(each) * (extra + max(map(size_of, each)))
-
-
 class Outbox:
     """The sink of a step whose updates go into this rank's buffer, rounded to the dtype that travels."""
 

@@ -1,7 +1,6 @@
 """Between shards and owners: gradients go from those who have rows of a region to the one who owns it, updates come back."""
 
 from collections.abc import Collection, Iterable, Mapping
-from math import prod
 from typing import NamedTuple
 
 import torch
@@ -13,7 +12,7 @@ from shampoo_optim.chunks import Chunk
 from shampoo_optim.distributed.boxes import Box, overlap, part, size_of
 from shampoo_optim.distributed.outline import Outline
 from shampoo_optim.distributed.ownership import Runs
-from shampoo_optim.distributed.routing import Lists, lists, padded
+from shampoo_optim.distributed.routing import Lists, lists
 from shampoo_optim.distributed.shards import region_box, shard_box
 
 Tensors = dict[str, Tensor]  # by parameter
@@ -83,29 +82,20 @@ class Passages(NamedTuple):
                     received[owner].append(part(updates[name], self.shards[name], box))
         return sent, received, updates
 
-    def arriving(self, dtypes: Mapping[str, torch.dtype]) -> tuple[int, int]:
-        """The bytes that reach this rank, its own included: of what owners get, and of what shards get."""
-        sizes = [
-            (passage.owner, rank, padded(prod(size_of(box)) * dtypes[passage.name].itemsize))
-            for passage in self.each
-            for rank, box in passage.shares
-        ]
-        return sum(n for owner, _, n in sizes if owner == self.rank), sum(n for _, rank, n in sizes if rank == self.rank)
-
-    def blocks(self, regions: Iterable[Tensor]) -> "Stacked":
+    def blocks(self, regions: Iterable[Tensor]) -> dict[str, Tensor]:
         """The regions that this rank owns, as the blocks of its stacks."""
         own = [passage for passage in self.each if passage.owner == self.rank]
         found: dict[str, list[Tensor]] = {}
         for passage, tensor in zip(own, regions, strict=True):
             moved = passage.region._replace(starts=(0,) * tensor.dim())
             found.setdefault(passage.key, []).append(cut(tensor, moved))
-        return Stacked({key: torch.cat(parts) for key, parts in found.items()}, self.shards)
+        return {key: torch.cat(parts) for key, parts in found.items()}
 
 
 class Stacked(NamedTuple):
     """The source of the blocks of a step, where only those of this rank are at hand: by stack, in the order of their slots."""
 
-    stacks: Mapping[str, Tensor]
+    stacks: dict[str, Tensor]  # before the first block is asked for, they have arrived
     present: Collection[str]  # parameters that take part
 
     def blocks(self, chunk: Chunk) -> Tensor:

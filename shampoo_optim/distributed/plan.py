@@ -15,7 +15,7 @@ import torch
 
 from shampoo_fn import Config
 from shampoo_fn.layout import Layout, layout, turns
-from shampoo_fn.validate import check_floating, require
+from shampoo_fn.validate import check_count, check_floating
 from shampoo_optim.distributed.assignment import assigned_by_turn, lower_bound
 from shampoo_optim.distributed.balance import Balance, at_a_step, loads_of, over_interval
 from shampoo_optim.distributed.digest import described, digest
@@ -38,14 +38,14 @@ class Plan:
     dtype: torch.dtype | None = None
 
     def __post_init__(self) -> None:
-        proper = isinstance(self.ranks, int) and not isinstance(self.ranks, bool) and self.ranks >= 1
-        require(proper, "ranks", self.ranks, "an integer >= 1")
+        check_count("ranks", self.ranks)
         check_floating("dtype", self.dtype)
 
     @staticmethod
     def of(shapes: Mapping[str, tuple[int, ...]], config: Config, ranks: int, dtype: torch.dtype | None = None) -> "Plan":
         """The plan for float32 parameters of these shapes, which need not exist."""
-        return Plan(layout({name: torch.empty((0, *shape)) for name, shape in shapes.items()}, config), config, ranks, dtype)
+        empty = {name: torch.empty((0, *shape), dtype=torch.float32) for name, shape in shapes.items()}
+        return Plan(layout(empty, config), config, ranks, dtype)
 
     @cached_property
     def units(self) -> tuple[Unit, ...]:

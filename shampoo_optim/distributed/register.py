@@ -5,13 +5,13 @@ from typing import NamedTuple
 
 import torch
 
-from shampoo_optim.distributed.agreement import agree, host_steps
+from shampoo_optim.distributed.agreement import agree
 from shampoo_optim.distributed.assignment import assigned_by_turn
 from shampoo_optim.distributed.peers import Peers
 from shampoo_optim.distributed.tiles import Block, Directory, Tile, tiles_of
 from shampoo_optim.distributed.timetable import Timetable, overdue
 from shampoo_optim.placement import Groups
-from shampoo_optim.turns import due
+from shampoo_optim.turns import due, host_steps
 from shampoo_optim.work import Work
 
 

@@ -12,7 +12,7 @@ from torch.optim import Optimizer
 
 from shampoo_fn import Config
 from shampoo_fn.layout import layout
-from shampoo_fn.validate import check_floating, require
+from shampoo_fn.validate import check_count, check_floating
 from shampoo_optim.configuration import configured
 from shampoo_optim.distributed.alone import Alone
 from shampoo_optim.distributed.peers import OfGroup, Peers
@@ -43,8 +43,7 @@ class Scattered(OfGroup):
     def __post_init__(self) -> None:
         self.check_group()
         check_floating("dtype", self.dtype)
-        whole = isinstance(self.lag, int) and not isinstance(self.lag, bool) and self.lag >= 0
-        require(whole, "lag", self.lag, "an integer >= 0")
+        check_count("lag", self.lag, least=0)
 
     def place(self, groups: Groups) -> Placement:
         """Where the work of an optimizer with these groups is done, see `Distribution`."""

@@ -12,7 +12,7 @@ from torch.distributed.tensor import DTensor
 
 from shampoo_fn import Config
 from shampoo_fn.layout import Layout, layout, restricted
-from shampoo_optim.configuration import configured
+from shampoo_optim.configuration import at_any_rate
 from shampoo_optim.distributed.checkpoint import entries_of, kept, shown
 from shampoo_optim.distributed.ownership import Ownership, owned
 from shampoo_optim.distributed.peers import Peers
@@ -21,7 +21,6 @@ from shampoo_optim.loading import check_states
 from shampoo_optim.naming import parameter_name
 from shampoo_optim.placement import Groups, States
 from shampoo_optim.storage import Beginning, Members, Storage
-from shampoo_optim.structure import values
 
 
 class Share(NamedTuple):
@@ -94,7 +93,7 @@ class Shares:
 
 def shares(groups: Groups, base: Config | None, ranks: int) -> list[Share]:
     """Who owns what of each group."""
-    plans = [layout(templates(groups, n), configured(group, base, values(group))) for n, group in enumerate(groups)]
+    plans = [layout(templates(groups, n), at_any_rate(group, base)) for n, group in enumerate(groups)]
     return [Share(*each) for each in zip(plans, owned(plans, ranks), strict=True)]
 
 

@@ -7,23 +7,10 @@ import torch
 from torch import Tensor
 from torch.distributed.tensor import DTensor
 
-from shampoo_optim.chunks import Chunk
 from shampoo_optim.distributed.outline import Outbox
 from shampoo_optim.distributed.passage import Passages, Stacked
 from shampoo_optim.distributed.routing import Lists
 from shampoo_optim.distributed.shards import local
-
-
-class Arriving:
-    """A source that is filled before the first block is asked for."""
-
-    def __init__(self) -> None:
-        self.source: Stacked | None = None
-
-    def blocks(self, chunk: Chunk) -> Tensor:
-        """The blocks of a chunk [slots, *block]."""
-        assert self.source is not None
-        return self.source.blocks(chunk)
 
 
 class Trip:
@@ -35,7 +22,7 @@ class Trip:
         self._params, self._passages, self._box = params, passages, box
         self._dtypes = {name: param.dtype for name, param in params.items()}
         self._travelling = {name: dtype or own for name, own in self._dtypes.items()}  # of updates
-        self.grads, self.params = Arriving(), Arriving()
+        self.grads, self.params = Stacked({}, passages.shards), Stacked({}, passages.shards)  # filled by `arrived`
         self._filled = [self.grads, *([self.params] if reads_params else [])]
         self._regions: list[list[Tensor]] = []
         self._updates: dict[str, Tensor] = {}
@@ -57,7 +44,7 @@ class Trip:
     def arrived(self) -> None:
         """The blocks of this rank are at hand."""
         for source, regions in zip(self._filled, self._regions, strict=True):
-            source.source = self._passages.blocks(regions)
+            source.stacks.update(self._passages.blocks(regions))
         self._regions = []
 
     def back(self) -> tuple[Lists, Lists]:

@@ -13,15 +13,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
+from benchmarks.volumes import traded_bytes, update_bytes
 from shampoo_fn import Config, shampoo
 from shampoo_fn.blocking import Region, cut
 from shampoo_fn.layout import Layout, layout, restricted
 from shampoo_optim import diagnose
 from shampoo_optim.distributed.exchange import DIGEST
-from shampoo_optim.distributed.joint import STATUS
-from shampoo_optim.distributed.outline import gathered_bytes, outlines
 from shampoo_optim.distributed.ownership import Ownership, load_of, owned
-from shampoo_optim.distributed.passage import Passages
 from tests.distributed.sharding import MANY, SHAPES, TENSOR_NORMS, give, model_for, optimizer_for, stepped
 from tests.distributed.support import spawned
 from tests.optim.support import grads_for, parameters
@@ -162,12 +160,11 @@ def both_moved() -> list[Counter[tuple[str, int]]]:
 def test_what_a_step_moves(ranks: int) -> None:
     config = shampoo(0.1, max_preconditioner_dim=16, momentum=0.9)
     plan = layout({name: torch.empty((0, *shape)) for name, shape in SHAPES.items()}, config)
-    runs = owned([plan], ranks)[0].runs
-    dtypes = dict.fromkeys(SHAPES, torch.float32)
+    ownership = owned([plan], ranks)[0]
+    gradients, updates = traded_bytes(plan, ownership, SHAPES)
     agreed = ("gather", ranks * DIGEST)
     for rank, (sharded, exact) in enumerate(spawned(both_moved, ranks)):
-        assert sharded == {agreed: 1, ("gather", gathered_bytes(outlines(plan, runs, SHAPES, ranks, None), STATUS)): 1}
-        to_owner, to_shard = Passages.of(plan, runs, SHAPES, SHAPES, rank, ranks).arriving(dtypes)
+        assert sharded == {agreed: 1, ("gather", update_bytes(plan, ownership)): 1}
         # parameters travel with the gradients, since the weight decay of `MANY` reads them
-        assert exact == Counter([agreed, ("trade", 2 * to_owner), ("trade", to_shard + ranks * STATUS)])
+        assert exact == Counter([agreed, ("trade", 2 * gradients[rank]), ("trade", updates[rank])])
     assert MANY["weight_decay"]

@@ -9,7 +9,7 @@ import torch
 import torch.distributed as dist
 from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.tensor import Replicate, Shard, distribute_tensor
+from torch.distributed.tensor import DTensor, Replicate, Shard, distribute_tensor
 
 from shampoo_optim import Shampoo, diagnose
 from shampoo_optim.distributed import FullySharded, Scattered, Sharded
@@ -210,3 +210,27 @@ def alone_between(folder: str) -> int:
     optimizer.step()
     placement: Any = optimizer.placement
     return int(placement._peers.size)
+
+
+def test_checkpoints_of_any_rate_keep_what_others_put_there() -> None:
+    for of_rank in spawned(kept_of_others, 2):
+        assert of_rank == [(-1e-18, True, "slow")] * 3
+
+
+def kept_of_others() -> list[tuple[float, bool, str]]:
+    """Of each mode, after a load: the rate, that a schedule left below zero, and what a Lookahead keeps."""
+    found = []
+    for mode in ("scattered", "sharded", "exact"):
+        optimizer = stepped(mode)
+        optimizer.param_groups[0]["lr"] = -1e-18
+        for param, held in optimizer.state.items():
+            held |= {"slow_weights": param.detach().clone(), "note": "slow"}
+        optimizer.load_state_dict(optimizer.state_dict())
+        param, held = next(iter(optimizer.state.items()))
+        same = torch.equal(local(held["slow_weights"]), local(param))
+        found.append((optimizer.param_groups[0]["lr"], same, held["note"]))
+    return found
+
+
+def local(tensor: torch.Tensor) -> torch.Tensor:
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor

@@ -4,7 +4,9 @@ from math import isfinite
 
 import pytest
 import torch
+from torch.nn import Parameter
 
+from shampoo_fn import Chain, Config, Graft, Kronecker, Preconditioned, Scale
 from shampoo_optim import Shampoo, diagnose
 from tests.optim.support import grads_for, parameters, snapshot, walk
 
@@ -116,3 +118,12 @@ def test_what_cannot_be_diagnosed_is_said() -> None:
     with pytest.raises(ValueError, match=r"must be a shampoo_optim\.Shampoo"):
         diagnose(torch.optim.AdamW([param]))  # type: ignore[arg-type]
     assert str(diagnose(Shampoo([param]))) == "no parameter has a state yet: take a step first"
+
+
+def test_factors_of_two_preconditioners_have_spectra_of_their_own() -> None:
+    config = Config(Chain(precondition=Preconditioned(Graft(Kronecker(), Kronecker())), rate=Scale(0.1)))
+    param = Parameter(torch.ones(4, 3))
+    optimizer = Shampoo([("w", param)], config=config)
+    param.grad = torch.ones(4, 3)
+    optimizer.step()
+    assert len(diagnose(optimizer).spectra) == 4

@@ -3,6 +3,8 @@
 import gc
 import weakref
 from collections import OrderedDict
+from copy import deepcopy
+from fractions import Fraction
 from typing import Any
 
 import numpy as np
@@ -10,6 +12,7 @@ import pytest
 import torch
 from torch import nn
 from torch.nn import Parameter
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from shampoo_fn import Chain, Config, Kronecker, Preconditioned, Scale, shampoo
 from shampoo_optim import Shampoo, diagnose
@@ -325,3 +328,36 @@ def test_a_rate_below_zero_is_loaded_as_it_was_stepped() -> None:
     resumed = Shampoo(parameters().items())
     resumed.load_state_dict(optimizer.state_dict())
     assert resumed.param_groups[0]["lr"] == -0.1
+
+
+@pytest.mark.parametrize("value", [torch.ones(3), {"1": [1, 2]}, Fraction(1, 3)], ids=str)
+def test_what_is_no_option_stays_in_a_group_as_it_is(value: Any) -> None:
+    params = parameters()
+    optimizer = Shampoo([{"params": list(params.values()), "mine": value}])
+    walk(optimizer, params, grads_for(params, 1))
+    optimizer.load_state_dict(optimizer.state_dict())
+    for each in (optimizer, deepcopy(optimizer)):
+        assert str(each.param_groups[0]["mine"]) == str(value)
+
+
+def test_a_group_has_no_config_of_its_own() -> None:
+    with pytest.raises(TypeError, match=r"a group got the option 'config': .* Shampoo\(params, config=\.\.\.\)"):
+        Shampoo([{"params": list(parameters().values()), "config": shampoo()}])
+
+
+def test_a_parameter_that_cannot_be_viewed_is_put_together_once() -> None:
+    param = Parameter(torch.ones(10, 10).t())
+    optimizer = Shampoo([param], max_preconditioner_dim=3)
+    param.grad = torch.ones(10, 10)
+    made: list[int] = []
+
+    class Watching(TorchDispatchMode):
+        def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            result = func(*args, **(kwargs or {}))
+            if func is torch.ops.aten.new_empty.default:
+                made.append(result.numel())
+            return result
+
+    with Watching():
+        optimizer.step()
+    assert made.count(100) == 1
