@@ -9,7 +9,7 @@ from math import prod
 import torch
 
 from shampoo_fn.layout import Layout
-from shampoo_optim.distributed.boxes import size_of as extent
+from shampoo_optim.distributed.boxes import shape_of
 from shampoo_optim.distributed.joint import STATUS
 from shampoo_optim.distributed.outline import outlines, size_of
 from shampoo_optim.distributed.ownership import Ownership
@@ -30,7 +30,7 @@ def traded_bytes(layout: Layout, ownership: Ownership, shapes: Mapping[str, tupl
     out, back = [0] * ranks, [ranks * padded(1)] * ranks
     for passage in Passages.of(layout, ownership.runs, layout.merged, shapes, 0, ranks).each:
         for rank, box in passage.shares:
-            size = padded(prod(extent(box)) * sizes[passage.key])
+            size = padded(prod(shape_of(box)) * sizes[passage.key])
             out[passage.owner] += size
             back[rank] += size
     return out, back

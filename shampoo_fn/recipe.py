@@ -107,8 +107,8 @@ def shampoo(
         bias_correction=bias_correction,
         packed=packed,
     )
-    smoothed = isinstance(betas[0], float | int) and betas[0] == 0 and beta3 is None
-    filter = None if smoothed else EMA(betas[0], bias_correction=bias_correction, beta3=beta3, dtype=state_dtype)
+    unfiltered = isinstance(betas[0], float | int) and betas[0] == 0 and beta3 is None
+    filter = None if unfiltered else EMA(betas[0], bias_correction=bias_correction, beta3=beta3, dtype=state_dtype)
     matrices = Preconditioned(direction if grafting is None else Graft(direction, grafting), filter)
     elementwise = Preconditioned(grafting if isinstance(grafting, Diagonal | Identity) else Adam(), filter)
     rules = [When(elementwise, name=diagonal)] if diagonal else []

@@ -51,11 +51,11 @@ def loaded_state(saved: Mapping[str, Any], param: Tensor) -> dict[str, Tensor]:
     """A copy on the parameter's device. Nothing is cast: factors of a bfloat16 parameter are float32."""
     number = (Tensor, int, float)
     # of a parameter that is cut, a DTensor can only be somebody else's, such as slow weights that are cut as it is
-    here = as_tensor if hasattr(param, "device_mesh") else whole
+    here = as_tensor if hasattr(param, "device_mesh") else whole_entry
     return {k: here(v).to(param.device, copy=True) if isinstance(v, number) else deepcopy(v) for k, v in saved.items()}
 
 
-def whole(value: Any) -> Tensor:
+def whole_entry(value: Any) -> Tensor:
     """An entry as one tensor of this process; a DTensor's parts are gathered by all of them."""
     tensor = as_tensor(value)
     found: Tensor = tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor

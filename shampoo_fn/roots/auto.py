@@ -50,12 +50,12 @@ class Auto(Solver):
         return f"{solver} for {shape} on {matrices.device.type}, exponent {exponent:g}: {reason}"
 
     def _decide(self, device: str, exponent: float) -> tuple[Solver, str]:
-        epsilons = relative_epsilon, _ = self.relative_epsilon, self.epsilon
+        epsilons = self.relative_epsilon, self.epsilon
         dtype: Any = {} if self.dtype is None else {"dtype": self.dtype}
         exact = Eigh(*epsilons, **dtype)
         if device == "cpu":
             return exact, "on a CPU an eigendecomposition is the most accurate for its time"
-        if relative_epsilon < SMALLEST_RIDGE_FOR_FLOAT32:
+        if self.relative_epsilon < SMALLEST_RIDGE_FOR_FLOAT32:
             return exact, f"a relative ridge below {SMALLEST_RIDGE_FOR_FLOAT32:g} needs the digits of float64"
         if 1 / exponent in (2, 4, 6, 8):
             return Minimax(*epsilons, **dtype), "matrix products only, no host synchronisation"

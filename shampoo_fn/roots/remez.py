@@ -116,8 +116,7 @@ def vertex(error: Callable[[float], float], around: list[float]) -> float:
         if left == right:
             return b
         # the parabola's slope is `left` at (a + b) / 2 and `right` at (b + c) / 2
-        vertex = (a + b) / 2 - left * (c - a) / 2 / (right - left)
-        vertex = min(max(vertex, a), c)
+        top = min(max((a + b) / 2 - left * (c - a) / 2 / (right - left), a), c)
         width = (c - a) / 50
-        around = [vertex - width, vertex, vertex + width]
-    return vertex
+        around = [top - width, top, top + width]
+    return top

@@ -98,7 +98,7 @@ def each_by_threads(
     """`solve(matrices, exponent, boost)`, over threads where there are threads and values."""
     check_batch(matrices)
     others = () if boost is None else (boost,)
-    traced = any(is_traced(tensor) for tensor in (matrices, *others))
+    traced = is_traced(matrices) or (boost is not None and is_traced(boost))
     if traced or matrices.device.type != "cpu" or type(matrices) is not Tensor or not len(matrices):
         return solve(matrices, exponent, boost)
     return Roots(*by_threads(lambda chunk, boosts=None: solve(chunk, exponent, boosts), matrices, *others))

@@ -32,7 +32,7 @@ def part(tensor: Tensor, place: Box, inner: Box) -> Tensor:
     return tensor
 
 
-def size_of(box: Box) -> list[int]:
+def shape_of(box: Box) -> list[int]:
     """The shape of a box."""
     return [stop - start for start, stop in box]
 

@@ -16,12 +16,12 @@ from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.tensor import DTensor, Placement, Replicate, Shard
 
 from shampoo_fn.layout import Layout
-from shampoo_optim.distributed.boxes import Box, chunk_of, overlap, part, rows_box, size_of, whole_box
+from shampoo_optim.distributed.boxes import Box, chunk_of, overlap, part, rows_box, shape_of, whole_box
 from shampoo_optim.distributed.ownership import Ownership, Run
 from shampoo_optim.distributed.peers import Peers
 from shampoo_optim.distributed.routing import exchange, lists
 from shampoo_optim.entries import as_tensor, blueprint
-from shampoo_optim.loading import whole
+from shampoo_optim.loading import whole_entry
 from shampoo_optim.naming import is_ours
 
 SMALL = 4096  # elements of an entry that is brought to every rank; a DTensor costs about as much to describe
@@ -91,10 +91,10 @@ def shown(held: Held, entries: Mapping[str, Entry], peers: Peers, mesh: DeviceMe
     found = {}
     for name, entry in entries.items():
         value, mine, cut = as_tensor(held[name]), entry.own(peers.rank), entry.cut(peers.rank, peers.size)
-        local = found[name] = value.new_empty(size_of(cut))
+        local = found[name] = value.new_empty(shape_of(cut))
         for owner, rank, box in entry.moves(peers.size):
             if owner == peers.rank and mine is not None:
-                sent[rank].append(part(value.expand(size_of(mine)), mine, box))  # one number may stand for all blocks
+                sent[rank].append(part(value.expand(shape_of(mine)), mine, box))  # one number may stand for all blocks
             if rank == peers.rank:
                 received[owner].append(part(local, cut, box))
     exchange(sent, received, peers)
@@ -109,14 +109,14 @@ def kept(given: Held, entries: Mapping[str, Entry], peers: Peers, mesh: DeviceMe
         value, mine, cut = given[name], entry.own(peers.rank), entry.cut(peers.rank, peers.size)
         if isinstance(value, DTensor) and value.device_mesh == mesh and value.placements == entry.placements(mesh):
             local = value.to_local()
-            held = found[name] = local.new_empty((0, *entry.each) if mine is None else size_of(mine))
+            held = found[name] = local.new_empty((0, *entry.each) if mine is None else shape_of(mine))
             for owner, rank, box in entry.moves(peers.size):
                 if rank == peers.rank:
                     sent[owner].append(part(local, cut, box))
                 if owner == peers.rank and mine is not None:
                     received[rank].append(part(held, mine, box))
         else:
-            tensor = whole(value)
+            tensor = whole_entry(value)
             if mine is None:
                 found[name] = tensor.new_empty((0, *entry.each))
             else:

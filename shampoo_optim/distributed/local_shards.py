@@ -20,8 +20,7 @@ from shampoo_optim.distributed.shards import check_cut, local, with_gradients
 from shampoo_optim.distributed.shares import named
 from shampoo_optim.entries import as_tensor, check_entries
 from shampoo_optim.groups import first_device
-from shampoo_optim.loading import fitting
-from shampoo_optim.loading import whole as whole_entry
+from shampoo_optim.loading import fitting, whole_entry
 from shampoo_optim.placement import Groups, Local, States
 from shampoo_optim.storage import Beginning, Members, Storage, whole
 from shampoo_optim.work import Work, work_on

@@ -9,7 +9,7 @@ from torch import Tensor
 from shampoo_fn.blocking import Region, cut, put_back
 from shampoo_fn.layout import Layout
 from shampoo_optim.chunks import Chunk
-from shampoo_optim.distributed.boxes import Box, overlap, part, size_of
+from shampoo_optim.distributed.boxes import Box, overlap, part, shape_of
 from shampoo_optim.distributed.outline import Outline
 from shampoo_optim.distributed.ownership import Runs
 from shampoo_optim.distributed.routing import Lists, lists
@@ -57,9 +57,9 @@ class Passages(NamedTuple):
         sent, received = lists(self.ranks), lists(self.ranks)
         regions = []
         for _, name, region, owner, shares in self.each:
-            mine = shards[name].reshape(size_of(self.shards[name]))
+            mine = shards[name].reshape(shape_of(self.shards[name]))
             if owner == self.rank:
-                regions.append(mine.new_empty(size_of(region_box(region)), dtype=dtypes[name]))
+                regions.append(mine.new_empty(shape_of(region_box(region)), dtype=dtypes[name]))
             for rank, box in shares:
                 if rank == self.rank:
                     sent[owner].append(part(mine, self.shards[name], box).to(dtypes[name]))
@@ -71,10 +71,10 @@ class Passages(NamedTuple):
         """The same for updates, of which this rank's are in `buffer`: by parameter, those of what this rank has."""
         blocks = {span.key: iter(span.of(buffer).split([region.size for _, region in span.regions])) for span in outline}
         sent, received = lists(self.ranks), lists(self.ranks)
-        updates: Tensors = {name: buffer.new_empty(size_of(box), dtype=dtypes[name]) for name, box in self.shards.items()}
+        updates: Tensors = {name: buffer.new_empty(shape_of(box), dtype=dtypes[name]) for name, box in self.shards.items()}
         for key, name, region, owner, shares in self.each:
             place = region_box(region)
-            mine = put_back([next(blocks[key])], (region,), tuple(size_of(place))) if owner == self.rank else buffer
+            mine = put_back([next(blocks[key])], (region,), tuple(shape_of(place))) if owner == self.rank else buffer
             for rank, box in shares:
                 if owner == self.rank:
                     sent[rank].append(part(mine, place, box))

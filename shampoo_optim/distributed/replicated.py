@@ -17,8 +17,8 @@ from shampoo_optim.configuration import configured
 from shampoo_optim.distributed.alone import Alone
 from shampoo_optim.distributed.peers import OfGroup, Peers
 from shampoo_optim.distributed.plan import Plan
+from shampoo_optim.distributed.shared_roots import SharedRoots
 from shampoo_optim.distributed.shares import templates
-from shampoo_optim.distributed.sharing import SharedRoots
 from shampoo_optim.placement import Groups, Local, Placement
 from shampoo_optim.structure import values
 
