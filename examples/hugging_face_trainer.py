@@ -29,8 +29,10 @@ def trainer(steps: int, directory: str) -> Trainer:
     torch.manual_seed(0)
     sizes = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
     model = LlamaForCausalLM(LlamaConfig(vocab_size=VOCABULARY, max_position_embeddings=16, **sizes))
-    # by name, so that embedding and head are recognised; the scheduler is the Trainer's, as its arguments say. Under FSDP the
-    # Trainer has to make the optimizer itself: override its `create_optimizer` then, which keeps the names as well
+    # by name, so that embedding and head are recognised; the scheduler is the Trainer's, as its arguments say. A Trainer that
+    # makes the optimizer itself, as under FSDP, keeps the names if its `create_optimizer` is overridden, or with
+    # optimizer_cls_and_kwargs=(Shampoo, {"lr": 0.01, "params": list(model.named_parameters())}). Under DDP it saves what rank 0
+    # alone has: Scattered() has all of the state there, Sharded() would wait for the other ranks
     optimizer = Shampoo(model.named_parameters(), lr=0.01, weight_decay=0.01)
     arguments = TrainingArguments(
         directory,

@@ -32,6 +32,10 @@ def check_switch(field: str, value: Any) -> None:
 
 
 def check_floating(field: str, dtype: torch.dtype | None) -> None:
-    """Refuse a dtype in which no state is kept and nothing travels: roots of small gradients overflow float16."""
-    proper = dtype is None or (isinstance(dtype, torch.dtype) and dtype.is_floating_point and dtype != torch.float16)
-    require(proper, field, dtype, "a floating dtype with the range of float32, such as bfloat16, or None")
+    """Refuse a dtype in which no state is kept and nothing travels: roots of small gradients overflow float16 and float8."""
+    require(
+        dtype in (None, torch.bfloat16, torch.float32, torch.float64),
+        field,
+        dtype,
+        "a floating dtype with the range of float32, such as bfloat16, or None",
+    )

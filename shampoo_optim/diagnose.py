@@ -73,8 +73,11 @@ class Diagnosis:
 
 @torch.no_grad()
 def diagnose(optimizer: Shampoo) -> Diagnosis:
-    """Read the state of every parameter that has one, as far as this process holds it; an eigendecomposition per factor."""
-    require(isinstance(optimizer, Shampoo), "optimizer", optimizer, "a shampoo_optim.Shampoo")
+    """Read the state of every parameter that has one, as far as this process holds it; an eigendecomposition per factor.
+
+    Of an optimizer that wraps a Shampoo, as Accelerate's does, that Shampoo's.
+    """
+    optimizer = _unwrapped(optimizer)
     rows: dict[str, Row] = {}
     spectra: dict[str, Tensor] = {}
     for storage, group in optimizer.stacked.held():
@@ -95,6 +98,16 @@ def diagnose(optimizer: Shampoo) -> Diagnosis:
                 row = _row(name, slots, list(found.values()), max(ridges, default=None), ratios.get(name))
                 rows[name] = _joined(rows[name], row) if name in rows else row
     return Diagnosis(tuple(rows.values()), spectra)
+
+
+def _unwrapped(optimizer: Any) -> Shampoo:
+    inner = optimizer
+    while not isinstance(inner, Shampoo) and hasattr(inner, "optimizer"):
+        inner = inner.optimizer
+    wanted = "a shampoo_optim.Shampoo, or a wrapper with one as .optimizer"
+    require(isinstance(inner, Shampoo), "optimizer", type(optimizer), wanted)
+    found: Shampoo = inner
+    return found
 
 
 def _row(name: str, slots: Slots, spectra: list[Tensor], ridge: float | None, ratio: float | None) -> Row:

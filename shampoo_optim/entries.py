@@ -18,6 +18,8 @@ from shampoo_fn.state import State, outline
 from shampoo_fn.tree import flatten
 from shampoo_optim.naming import is_ours, readable
 
+OTHERS = {"exp_avg", "exp_avg_sq", "momentum_buffer", "square_avg", "sum", "acc_delta"}  # what torch's optimizers keep
+
 Entries = dict[str, dict[str, Tensor]]  # by parameter, by readable name
 
 
@@ -65,10 +67,13 @@ def as_tensor(value: Any) -> Tensor:
 
 def check_entries(name: str, given: Mapping[str, Any], wanted: Mapping[str, Tensor], source: str) -> None:
     """Refuse the state of another model or of other options, naming the first entry that does not fit."""
+    others = OTHERS & given.keys()
     hint = (
-        "it belongs to another model, or to options that shape the state (grafting_type, momentum or betas that were or became "
-        "0, max_preconditioner_dim, names, by which embeddings are known, ...): these cannot change once there is a state; "
-        "make a new optimizer"
+        f"{min(others)!r} is of another optimizer: load the model's state alone, or make Shampoo.like(optimizer) of that one"
+        if others
+        else "it belongs to another model, or to options that shape the state (grafting_type, momentum or betas that were or "
+        "became 0, max_preconditioner_dim, names, by which embeddings are known, ...): these cannot change once there is a "
+        "state; make a new optimizer. After `del optimizer.state[parameter]` one that was given another shape begins anew"
     )
     for key in wanted:
         if key not in given:

@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.parameter import is_lazy
 
 from shampoo_fn import Config, init_state
 from shampoo_fn.layout import layout
@@ -65,7 +66,9 @@ def whole_entry(value: Any) -> Tensor:
 def check_states(groups: Sequence[Mapping[str, Any]], states: Mapping[Tensor, Any], base: Config | None) -> None:
     """Refuse a state that does not fit its parameter, by name; shapes are found without allocating anything."""
     for number, group in enumerate(groups):
-        stateful = {parameter_name(groups, number, i): (p, states[p]) for i, p in enumerate(group["params"]) if states.get(p)}
+        # lazy ones, which have no shape yet, are looked at by the first step
+        known = ((i, p) for i, p in enumerate(group["params"]) if states.get(p) and not is_lazy(p))
+        stateful = {parameter_name(groups, number, i): (p, states[p]) for i, p in known}
         if stateful:
             shapes = {
                 name: real(torch.empty(param.shape, dtype=param.dtype, device="meta")) for name, (param, _) in stateful.items()

@@ -17,6 +17,13 @@ from shampoo_optim.options import DEFAULTS
 
 Group = Mapping[str, Any]
 
+_LEFT_OUT = dict.fromkeys(("foreach", "fused", "capturable", "differentiable", "amsgrad"), "leave it out; ")
+# what to do about an argument that other optimizers have; `Shampoo.like(optimizer)` translates by itself
+FROM_OTHERS = _LEFT_OUT | {
+    other: f"it is called {own} here; "
+    for other, own in {"eps": "grafting_epsilon", "nesterov": "use_nesterov", "alpha": "grafting_beta2"}.items()
+}
+
 _BETA2 = DEFAULTS["betas"][1]  # of the factors, which the other optimizer does not have
 
 

@@ -185,4 +185,5 @@ def _native(value: Any) -> Any:
 
 def _check_number(field: str, value: Any) -> None:
     numeric = isinstance(value, Real | Tensor) and not isinstance(value, bool)
-    require(numeric, field, value, "a number or a 0-d tensor; use a torch.optim.lr_scheduler for a schedule")
+    text = "; YAML reads 1e-3 as a text and 1.0e-3 as a number" if isinstance(value, str) else ""
+    require(numeric, field, value, f"a number or a 0-d tensor; use a torch.optim.lr_scheduler for a schedule{text}")

@@ -14,7 +14,7 @@ from shampoo_fn.validate import require
 from shampoo_optim.configuration import configured, initial_rate
 from shampoo_optim.groups import params_of
 from shampoo_optim.loading import complete, loaded_groups, loaded_state
-from shampoo_optim.migrate import options_like
+from shampoo_optim.migrate import FROM_OTHERS, options_like
 from shampoo_optim.naming import warn_of_embedding
 from shampoo_optim.options import DEFAULTS, NO_CONFIG, Options, plain
 from shampoo_optim.placement import Distribution, Local, Placement
@@ -65,7 +65,7 @@ class Shampoo(Optimizer):
         for name in options:
             if name not in known:
                 where = "with config= the config says it" if config and name in DEFAULTS else f"known are {', '.join(known)}"
-                raise TypeError(f"Shampoo got an unknown option {name!r}: {where}")
+                raise TypeError(f"Shampoo got an unknown option {name!r}: {FROM_OTHERS.get(name, '')}{where}")
         given = {**options, **({} if lr is None else {"lr": lr})}
         if distributed is not None:
             proper = callable(getattr(distributed, "place", None))

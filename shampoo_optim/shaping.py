@@ -14,6 +14,9 @@ from shampoo_optim.configuration import LARGE_DIMS
 from shampoo_optim.options import SHAPING, plain
 from shampoo_optim.structure import constant, hashable, values
 
+# without a filter, an average or a momentum there is no entry for it: by name of the dial, the option and the number
+SWITCHES = {"beta1": ("betas[0]", 0), "beta2": ("betas[1]", 1), "momentum": ("momentum", 0)}
+
 Shapes = dict[Tensor, Mapping[str, Hashable]]  # by parameter: `shape` of the group that made its state
 
 
@@ -33,8 +36,15 @@ def check_shapes(shapes: Shapes, group: Mapping[str, Any], states: Mapping[Any, 
     for param in group["params"]:
         before = shapes.get(param, now) if states.get(param) else now
         for name, value in now.items():
-            wanted = f"{before[name]!r}, as the state has it; another needs a new optimizer"
-            require(value == before[name], name, value, wanted)
+            then = before.get(name, value)
+            if value == then:
+                continue
+            if name in SWITCHES:
+                field, number = SWITCHES[name]
+                wanted = number if then else f"another number than {number}"
+                cycles = " (OneCycleLR and CyclicLR: cycle_momentum=False)" if name == "beta1" else ""
+                raise ValueError(f"{field} must stay {wanted}, as the state has it{cycles}; else make a new optimizer")
+            require(False, name, value, f"{then!r}, as the state has it; another needs a new optimizer")
 
 
 def remember_shapes(shapes: Shapes, group: Mapping[str, Any], params: Iterable[Tensor], states: Mapping[Any, Any]) -> None:
@@ -55,5 +65,4 @@ def shape(group: Mapping[str, Any]) -> dict[str, Hashable]:
     if "diagonal" in found:  # different words for the same
         found["diagonal"] = (group["diagonal"],) if isinstance(group["diagonal"], str) else found["diagonal"]
         found["large_dim_method"] = LARGE_DIMS.get(group["large_dim_method"])
-    switches = {"beta1": "betas[0] == 0", "beta2": "betas[1] == 1", "momentum": "momentum == 0"}
-    return found | {text: constant(name, values(group)[name]) for name, text in switches.items() if name in values(group)}
+    return found | {name: constant(name, values(group)[name]) for name in SWITCHES if name in values(group)}

@@ -192,7 +192,7 @@ WRONG: list[tuple[Callable[..., Any], str, Any, str]] = [
     (Kronecker, "factors", ("full", "diagonal"), "mapping"),
     *((partial(When, LINK), "order", wrong, ">= 1") for wrong in (0, -1, "x", 1.5, True)),
     *((partial(When, LINK), "larger_than", wrong, ">= 0") for wrong in (-1, "x", NAN)),
-    *((shampoo, "root_dtype", wrong, "floating") for wrong in (0, torch.float16)),
+    *((shampoo, "root_dtype", wrong, "floating") for wrong in (0, torch.float16, torch.float8_e5m2)),
     (shampoo, "diagonal", 0, "glob"),
     (partial(init_state, {"w": torch.ones(2)}), "config", "x", "a Config"),
     # tensors whose values are there to be read

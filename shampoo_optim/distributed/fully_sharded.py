@@ -88,12 +88,17 @@ class ExactShards:
     def due(self, works: Sequence[Work]) -> bool:
         if not works:
             return False  # on all ranks alike
-        self._out()
+        self._send()
         for trip in self._trips:
             trip.arrived()
         for work in works:
             check_shards(work.storage)
         return self._here.due(works)
+
+    def _send(self) -> None:
+        out = self._out
+        del self._out  # and so, in the end, what was sent
+        out()
 
     def refresh(self, works: Sequence[Work]) -> None:
         self._here.refresh(works)

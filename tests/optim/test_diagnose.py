@@ -1,6 +1,7 @@
 """`diagnose(optimizer)`: a row per parameter, printed, as a dict, and as a figure."""
 
 from math import isfinite
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -117,7 +118,9 @@ def test_what_cannot_be_diagnosed_is_said() -> None:
     param = torch.nn.Parameter(torch.ones(3, 3))
     with pytest.raises(ValueError, match=r"must be a shampoo_optim\.Shampoo"):
         diagnose(torch.optim.AdamW([param]))  # type: ignore[arg-type]
-    assert str(diagnose(Shampoo([param]))) == "no parameter has a state yet: take a step first"
+    optimizer = Shampoo([param])
+    for each in (optimizer, SimpleNamespace(optimizer=optimizer)):  # as Accelerate wraps one
+        assert str(diagnose(each)) == "no parameter has a state yet: take a step first"  # type: ignore[arg-type]
 
 
 def test_factors_of_two_preconditioners_have_spectra_of_their_own() -> None:

@@ -361,3 +361,24 @@ def test_a_parameter_that_cannot_be_viewed_is_put_together_once() -> None:
     with Watching():
         optimizer.step()
     assert made.count(100) == 1
+
+
+def test_a_state_is_loaded_before_a_lazy_parameter_has_its_shape() -> None:
+    losses = []
+    for lazy in (False, True):
+        torch.manual_seed(0)
+        model = nn.LazyLinear(3)
+        optimizer = Shampoo(model.named_parameters())
+        for step in range(4):
+            if lazy and step == 2:
+                saved = model.state_dict(), optimizer.state_dict()
+                model = nn.LazyLinear(3)
+                optimizer = Shampoo(model.named_parameters())
+                optimizer.load_state_dict(saved[1])
+                model.load_state_dict(saved[0])
+            optimizer.zero_grad()
+            loss = model(torch.linspace(-1, 1, 10).reshape(2, 5)).square().sum()
+            loss.backward()
+            optimizer.step()
+            losses.append(loss.item())
+    assert losses[:4] == losses[4:]
