@@ -152,7 +152,7 @@ def _sentence(subject: str, attribute: str, said: Sequence[str]) -> str:
         "gradient": "A parameter must have a gradient on all ranks or on none; fill missing ones with zeros, or let "
         "DistributedDataParallel(find_unused_parameters=True) reduce them",
         "steps": "A gradient was missing, or not finite, on one rank only; gradients must be reduced over all ranks",
-        "failure": "The other ranks have taken this step, so start again from a checkpoint",
+        "failure": "The other ranks have taken this step, or its first half: start again from a checkpoint",
     }.get(attribute, "Build the same model, options and checkpoint on every rank, and pass gradients of the same parameters")
     return f"the ranks disagree on {subject}: {attribute}, {theirs}; rank {others}: {_clipped(usual, start)}. {hint}."
 
