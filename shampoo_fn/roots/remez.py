@@ -9,7 +9,7 @@ The functions `m^(1/p) T_k(2 m - 1)` form a Chebyshev system on (0, 1], so the b
 guesses these points, solves the linear equations for h and delta, moves the points to the extrema of the error found, and
 repeats; it converges quadratically, here within eight rounds.
 
-Plain Python floats: this runs once per process for a few milliseconds, and must give numbers even while
+Plain Python floats: this runs once per process, for half a second at most, and must give numbers even while
 torch is tracing or pretending (`torch.compile`, `FakeTensorMode`).
 """
 

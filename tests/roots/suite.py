@@ -1,5 +1,6 @@
 """What every solver is tested on: a table of factors, the solvers, and a reference root with more digits than float64."""
 
+import functools
 import math
 from collections.abc import Callable
 from pathlib import Path
@@ -94,19 +95,25 @@ def exact_root(matrices: Tensor, exponent: float) -> Tensor:
 
     and E is about 1e-16: what is left is of the order of `(1e-16 / w_min)^2`.
     """
-    return torch.stack([_exact_root(matrix, exponent) for matrix in matrices])
+    n = matrices.shape[-1]
+    roots = [_exact_root(matrix.contiguous().numpy().tobytes(), exponent).reshape(n, n) for matrix in matrices]
+    return torch.from_numpy(np.stack(roots))
 
 
-def _exact_root(matrix: Tensor, exponent: float) -> Tensor:
-    values, vectors = np.linalg.eigh(matrix.numpy())
-    w, q, a = (array.astype(np.longdouble) for array in (values, vectors, matrix.numpy()))
+@functools.lru_cache(300)  # several solvers are held against the same
+def _exact_root(entries: bytes, exponent: float) -> np.ndarray:
+    flat = np.frombuffer(entries)
+    matrix = flat.reshape(math.isqrt(len(flat)), -1)
+    values, vectors = np.linalg.eigh(matrix)
+    w, q, a = (array.astype(np.longdouble) for array in (values, vectors, matrix))
     q = q @ (3 * np.eye(len(w), dtype=np.longdouble) - q.T @ q) / 2
     inner = q.T @ a @ q - np.diag(w)
     log_ratio = np.log(w[:, None] / w[None, :])
     safe = np.where(log_ratio == 0, 1, log_ratio)
     gamma = np.where(log_ratio == 0, -exponent, np.expm1(-exponent * safe) / np.expm1(safe)) * w ** (-exponent - 1)
     root = q @ (np.diag(w**-exponent) + gamma * inner) @ q.T
-    return torch.from_numpy(root.astype(np.float64))
+    found: np.ndarray = root.astype(np.float64)
+    return found
 
 
 def scaled_problem(matrices: Tensor, relative_epsilon: float) -> Ridged:
