@@ -54,7 +54,7 @@ def test_a_dial_that_the_state_depends_on_is_named(betas: Any, momentum: float, 
 
 @pytest.mark.parametrize(
     ("name", "advice"),
-    [("eps", "it is called grafting_epsilon here"), ("nesterov", "use_nesterov"), ("fused", "leave it out")],
+    [("eps", "it is called grafting_epsilon here"), ("nesterov", "it is called use_nesterov here"), ("fused", "leave it out")],
 )
 def test_options_of_other_optimizers_are_known(name: str, advice: str) -> None:
     with pytest.raises(TypeError, match=f"unknown option '{name}': .*{advice}"):
