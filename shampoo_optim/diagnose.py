@@ -92,9 +92,8 @@ def diagnose(optimizer: Shampoo) -> Diagnosis:
                 slots = {path: leaf[first : first + size] for path, leaf in leaves.items()}
                 found = {path: value for path, leaf in slots.items() if ".factors." in path for value in _spectrum(leaf)}
                 part = f" region {number}" if number else ""
-                spectra |= {
-                    f"{name}{part} {names[path]}".replace("factors.", "factor "): value for path, value in found.items()
-                }
+                labels = {path: names[path].replace("factors.", "factor ") for path in found}
+                spectra |= {f"{name}{part} {labels[path]}": value for path, value in found.items()}
                 row = _row(name, slots, list(found.values()), max(ridges, default=None), ratios.get(name))
                 rows[name] = _joined(rows[name], row) if name in rows else row
     return Diagnosis(tuple(rows.values()), spectra)

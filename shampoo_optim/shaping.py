@@ -37,14 +37,12 @@ def check_shapes(shapes: Shapes, group: Mapping[str, Any], states: Mapping[Any, 
         before = shapes.get(param, now) if states.get(param) else now
         for name, value in now.items():
             then = before.get(name, value)
-            if value == then:
-                continue
-            if name in SWITCHES:
+            if name in SWITCHES and value != then:
                 field, number = SWITCHES[name]
                 wanted = number if then else f"another number than {number}"
                 cycles = " (OneCycleLR and CyclicLR: cycle_momentum=False)" if name == "beta1" else ""
                 raise ValueError(f"{field} must stay {wanted}, as the state has it{cycles}; else make a new optimizer")
-            require(False, name, value, f"{then!r}, as the state has it; another needs a new optimizer")
+            require(value == then, name, value, f"{then!r}, as the state has it; another needs a new optimizer")
 
 
 def remember_shapes(shapes: Shapes, group: Mapping[str, Any], params: Iterable[Tensor], states: Mapping[Any, Any]) -> None:

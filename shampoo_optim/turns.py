@@ -27,7 +27,9 @@ def may_be_due(storage: Storage, parts: Sequence[Chunk]) -> bool:
 
 def count(storage: Storage, parts: Sequence[Chunk]) -> None:
     """Count a step on the host, of the chunks whose own count is not read."""
-    for chunk in () if storage.on_cpu else parts:
+    if storage.on_cpu:
+        return
+    for chunk in parts:
         counts = storage.counts[chunk.stack.key]
         if counts is not None:
             for slot in chunk.slots:
@@ -40,7 +42,9 @@ def learn(storage: Storage) -> None:
     The host counts calls, a block the gradients that were finite. So the host is never behind: it asks at each step that is due
     to a block, or before, and again then.
     """
-    away = [key for key, counts in storage.counts.items() if counts is not None and not storage.on_cpu]
+    if storage.on_cpu:
+        return
+    away = [key for key, counts in storage.counts.items() if counts is not None]
     blocks = [storage.state.stacks[key] for key in away]
     read = on_host([each.step for each in blocks] + [each.refreshed for each in blocks])
     storage.counts |= zip(away, read[: len(away)], strict=True)
@@ -91,7 +95,7 @@ def _of(chunk: Chunk, values: list[int]) -> list[int]:
 
 def host_steps(storage: Storage) -> dict[str, list[int]]:
     """The steps of all slots, by stack: of the state, or elsewhere than on a CPU as the host counts, skipped ones too."""
-    return {
-        key: blocks.step.tolist() if storage.on_cpu and storage.counts[key] is not None else storage.counts[key] or []
-        for key, blocks in storage.state.stacks.items()
-    }
+    known = {key: counts or [] for key, counts in storage.counts.items()}
+    if not storage.on_cpu:
+        return known
+    return {key: storage.state.stacks[key].step.tolist() if counts else counts for key, counts in known.items()}

@@ -50,8 +50,9 @@ class Solver(ABC):
         return ridged_diagonal(diagonals, exponent, relative_epsilon=self.relative_epsilon, epsilon=self.epsilon, boost=boost)
 
     def _ridged(self, matrices: Tensor, dtype: torch.dtype, boost: Tensor | None, *, looking: bool = False) -> Ridged:
-        epsilons = {"relative_epsilon": self.relative_epsilon, "epsilon": self.epsilon}
-        return add_ridge(matrices, dtype, **epsilons, boost=boost, looking=looking)
+        return add_ridge(
+            matrices, dtype, relative_epsilon=self.relative_epsilon, epsilon=self.epsilon, boost=boost, looking=looking
+        )
 
     def separable(self, device: torch.device, exponent: float) -> bool:
         """Whether a root has the same bits there whatever is solved with it, and several threads may call this at once."""

@@ -52,9 +52,14 @@ def described(groups: Groups) -> Description:
     return found
 
 
-def steps_described(works: Sequence[Work], *, refreshed: bool = False, failed: str = "nothing") -> Description:
+def failure_described(failed: str) -> Description:
+    """What made this rank's step fail."""
+    return {"the step": {"failure": failed}}
+
+
+def steps_described(works: Sequence[Work], *, refreshed: bool = False) -> Description:
     """How many steps each parameter has taken, whether it has a gradient now, and if asked for when its roots were taken."""
-    found: Description = {"the step": {"failure": failed}}
+    found: Description = {}
     for work in works:
         present = {tile.name for chunk in work.chunks for tile in chunk.tiles}
         steps = _by_parameter(work.storage, host_steps(work.storage))
@@ -104,14 +109,12 @@ def _dials(storage: Storage) -> dict[str, float]:
     return {name: float(value) for name, value in dials.items() if value.device.type == "cpu"}
 
 
-def agree(
-    peers: Peers, groups: Groups, works: Sequence[Work], settings: Any, device: torch.device, *, failed: str = "nothing"
-) -> None:
+def agree(peers: Peers, groups: Groups, works: Sequence[Work], settings: Any, device: torch.device, *, failed: str) -> None:
     """Before the first step: RanksDiffer on every rank, naming rank and parameter, unless all describe the same optimizer."""
 
     def describe() -> Description:
-        whole = {"the step": {"failure": failed}} | described(groups) | {"the exchange": {"settings": canonical(settings)}}
-        for subject, attributes in steps_described(works, refreshed=True, failed=failed).items():
+        whole = failure_described(failed) | described(groups) | {"the exchange": {"settings": canonical(settings)}}
+        for subject, attributes in steps_described(works, refreshed=True).items():
             whole[subject] = whole.get(subject, {}) | attributes
         return whole
 

@@ -1,7 +1,6 @@
 """One process, as long as there is no group of processes: an optimizer may be looked at before `init_process_group`."""
 
-import torch.distributed as dist
-
+from shampoo_optim.distributed.peers import initialized
 from shampoo_optim.placement import Distribution, Groups, Local, Placement
 
 
@@ -12,4 +11,4 @@ class Alone(Local):
         self._distribution = distribution
 
     def renewed(self, groups: Groups) -> Placement:
-        return self._distribution.place(groups) if dist.is_available() and dist.is_initialized() else self
+        return self._distribution.place(groups) if initialized() else self

@@ -70,7 +70,7 @@ class ExactShards:
         self._shares = Shares(groups, self._peers)
         self._known: WeakKeyDictionary[Storage, dict[tuple[str, ...], tuple[Sequence[Outline], Passages]]] = WeakKeyDictionary()
         self._trips: list[Trip] = []  # of the present step, until its updates are sent
-        self._out: Callable[[], None]  # send its gradients to the owners
+        self._out: Callable[[], None] | None = None  # sends its gradients, which are packed already, to the owners
         self._here = Local()  # takes the roots of the blocks that are here
 
     def storage(self, members: Members) -> Storage:
@@ -95,9 +95,11 @@ class ExactShards:
             check_shards(work.storage)
         return self._here.due(works)
 
+    def _pack(self) -> Callable[[], None]:
+        return packed(*joined([trip.out() for trip in self._trips]), self._peers)
+
     def _send(self) -> None:
-        out = self._out
-        del self._out  # and so, in the end, what was sent
+        out, self._out = self._out or self._pack(), None  # and so, in the end, let go of what was sent
         out()
 
     def refresh(self, works: Sequence[Work]) -> None:
@@ -108,15 +110,12 @@ class ExactShards:
             trip.move()
 
     def together(self, prepare: Callable[[], list[Work]], base: Config | None) -> AbstractContextManager[list[Work]]:
-        self._trips = []
-
-        def out() -> Callable[[], None]:
-            return packed(*joined([trip.out() for trip in self._trips]), self._peers)
+        self._trips, self._out = [], None
 
         def prepared() -> list[Work]:
             works = prepare()
-            at_hand = all(trip.at_hand for trip in self._trips)
-            self._out = out() if works and at_hand else lambda: out()()
+            if works and all(trip.at_hand for trip in self._trips):
+                self._out = self._pack()
             return works
 
         return together(self._peers, Notes(("exact", self._dtype), self._groups, base), prepared, self._returned)

@@ -36,6 +36,11 @@ def _is_group(value: Any) -> bool:
     return isinstance(value, dist.ProcessGroup) or value is dist.GroupMember.NON_GROUP_MEMBER
 
 
+def initialized() -> bool:
+    """Whether there is a default group."""
+    return dist.is_available() and dist.is_initialized()
+
+
 class Peers(NamedTuple):
     """The ranks of a process group, or this process alone."""
 
@@ -51,7 +56,7 @@ class Peers(NamedTuple):
 
         Raises ValueError on a process that is not a member.
         """
-        if not dist.is_available() or not dist.is_initialized():
+        if not initialized():
             return Peers(None, 0, 1, "")
         group = process_group or dist.group.WORLD
         rank = dist.get_rank(group)
@@ -62,7 +67,7 @@ class Peers(NamedTuple):
     def renewed(self) -> "Peers":
         """Itself, or after `destroy_process_group` the ranks of the default group that there is now. RuntimeError if given."""
         if self.group is None:
-            return Peers.of(None) if dist.is_available() and dist.is_initialized() else self
+            return Peers.of(None) if initialized() else self
         if _stands(self.group):
             return self
         if self.given:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from shampoo_fn import Config
-from shampoo_optim.distributed.agreement import RanksDiffer, check_same, steps_described, steps_digest
+from shampoo_optim.distributed.agreement import RanksDiffer, check_same, failure_described, steps_described, steps_digest
 from shampoo_optim.distributed.background import Background
 from shampoo_optim.distributed.exchange import Seating
 from shampoo_optim.distributed.flight import Flight
@@ -155,7 +155,7 @@ class SharedRoots:
             self._arriving.append(started)
         while self._arriving and self._call >= self._arriving[0].flight.call + self._lag:
             flight, *_, share = self._arriving.pop(0)
-            check_same(self._peers, flight.digests(), partial(steps_described, works, failed=self._failed))
+            check_same(self._peers, flight.digests(), lambda: failure_described(self._failed) | steps_described(works))
             self._register.share = share
             flight.install(self._register.directory)
             self._warn(flight)

@@ -1,7 +1,7 @@
 """What ranks do in tests of sharded state and parameters: whole runs by name, the same in one process and in many."""
 
 import hashlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple
 
 import torch
@@ -128,6 +128,16 @@ def stepped(mode: str) -> Shampoo:
     give(module, grads_for(parameters(shapes=SHAPES), 1)[0])
     optimizer.step()
     return optimizer
+
+
+def hashes_of(module: nn.Module, optimizer: Shampoo, steps: Iterable[Mapping[str, Tensor]]) -> list[str]:
+    """Hashes of the parameters after each of some steps."""
+    hashes = []
+    for grads in steps:
+        give(module, grads)
+        optimizer.step()
+        hashes.append(hashed(weights(module)))
+    return hashes
 
 
 def sharded_as(param: Tensor, value: Tensor) -> Tensor:

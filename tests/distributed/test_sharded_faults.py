@@ -12,7 +12,7 @@ import torch.distributed as dist
 from shampoo_optim import Shampoo
 from shampoo_optim.distributed import FullySharded, Scattered, Sharded
 from shampoo_optim.storage import Members, Storage
-from tests.distributed.sharding import MANY, SHAPES, give, hashed, model_for, optimizer_for, stepped, weights
+from tests.distributed.sharding import MANY, SHAPES, give, hashed, hashes_of, model_for, optimizer_for, stepped, weights
 from tests.distributed.support import raced, spawned
 from tests.optim.support import grads_for, parameters
 from tests.support import Tensors
@@ -96,7 +96,7 @@ def unbuilt(mode: str, ranks: tuple[int, ...]) -> tuple[str, list[str]]:
     module = model_for(mode)
     optimizer = optimizer_for(mode, module)
     first, second = grads_for(parameters(shapes=SHAPES), 2)
-    build, said, hashes = optimizer.placement.storage, "", []
+    build, said = optimizer.placement.storage, ""
 
     def exhausted(members: Members) -> Storage:
         raise MemoryError("no memory for the state")
@@ -109,22 +109,13 @@ def unbuilt(mode: str, ranks: tuple[int, ...]) -> tuple[str, list[str]]:
     except (RuntimeError, MemoryError) as error:
         said = f"{type(error).__name__}: {error}"
     optimizer.placement.storage = build  # type: ignore[method-assign]
-    for grads in (first, second):
-        give(module, grads)
-        optimizer.step()
-        hashes.append(hashed(weights(module)))
-    return said, hashes
+    return said, hashes_of(module, optimizer, (first, second))
 
 
 def undisturbed() -> list[str]:
     module = model_for("single")
     optimizer = optimizer_for("single", module)
-    hashes = []
-    for grads in grads_for(parameters(shapes=SHAPES), 2):
-        give(module, grads)
-        optimizer.step()
-        hashes.append(hashed(weights(module)))
-    return hashes
+    return hashes_of(module, optimizer, grads_for(parameters(shapes=SHAPES), 2))
 
 
 @pytest.mark.parametrize("mode", ["sharded", "exact"])

@@ -14,7 +14,7 @@ from torch.distributed.tensor import DTensor, Replicate, Shard, distribute_tenso
 from shampoo_optim import Shampoo, diagnose
 from shampoo_optim.distributed import FullySharded, Scattered, Sharded
 from shampoo_optim.distributed.trip import Trip
-from tests.distributed.sharding import MANY, MODES, SHAPES, give, hashed, model_for, optimizer_for, stepped, weights
+from tests.distributed.sharding import MANY, MODES, SHAPES, give, hashed, hashes_of, model_for, optimizer_for, stepped, weights
 from tests.distributed.support import spawned
 from tests.distributed.test_regrouping import steps
 from tests.optim.support import grads_for, parameters
@@ -136,15 +136,10 @@ def regrouped(mode: str) -> list[str]:
     module = model_for(mode)
     named = list(module.named_parameters())
     optimizer = Shampoo(named[1:], distributed=MODES[mode](), **MANY)
-    hashes = []
-    for number, grads in enumerate(GRADS):
-        if number == 1:
-            optimizer.param_groups = [*optimizer.param_groups]
-            optimizer.add_param_group({"params": named[:1]})
-        give(module, grads)
-        optimizer.step()
-        hashes.append(hashed(weights(module)))
-    return hashes
+    before = hashes_of(module, optimizer, GRADS[:1])
+    optimizer.param_groups = [*optimizer.param_groups]
+    optimizer.add_param_group({"params": named[:1]})
+    return before + hashes_of(module, optimizer, GRADS[1:])
 
 
 def test_a_checkpoint_that_fits_on_one_rank_alone_is_an_error_on_all() -> None:
@@ -184,14 +179,7 @@ def looked_at_early(folder: str) -> tuple[list[str], list[list[str]]]:
         diagnose(optimizer)
         pairs.append((module, optimizer))
     dist.init_process_group("gloo", store=dist.FileStore(f"{folder}/late", world), rank=rank, world_size=world)
-    hashes = []
-    for module, optimizer in pairs:
-        own = []
-        for grads in GRADS:
-            give(module, grads)
-            optimizer.step()
-            own.append(hashed(weights(module)))
-        hashes.append(own)
+    hashes = [hashes_of(module, optimizer, GRADS) for module, optimizer in pairs]
     return [type(optimizer.placement).__name__ for _, optimizer in pairs], hashes
 
 

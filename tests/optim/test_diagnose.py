@@ -126,7 +126,9 @@ def test_what_cannot_be_diagnosed_is_said() -> None:
 def test_factors_of_two_preconditioners_have_spectra_of_their_own() -> None:
     config = Config(Chain(precondition=Preconditioned(Graft(Kronecker(), Kronecker())), rate=Scale(0.1)))
     param = Parameter(torch.ones(4, 3))
-    optimizer = Shampoo([("w", param)], config=config)
+    optimizer = Shampoo([("factors.w", param)], config=config)
     param.grad = torch.ones(4, 3)
     optimizer.step()
-    assert len(diagnose(optimizer).spectra) == 4
+    spectra = diagnose(optimizer).spectra
+    assert len(spectra) == 4
+    assert all(label.startswith("factors.w ") for label in spectra)
