@@ -1,14 +1,13 @@
 """Inverse roots by eigendecomposition: `A = Q diag(w) Q^T`, `A^(-e) = (Q w^(-e/2)) (Q w^(-e/2))^T`."""
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from torch.linalg import LinAlgError  # type: ignore[attr-defined]  # documented, but missing from its __all__
 
 from shampoo_fn.gram import gram, symmetric
 from shampoo_fn.roots.derivative import linearised
+from shampoo_fn.roots.eigendecomposition import Decomposition, eigendecomposition, written_over
 from shampoo_fn.roots.residual import checked
 from shampoo_fn.roots.ridge import Ridged, power, restore, times
 from shampoo_fn.roots.solver import Roots, Solver, check_dtype, each_by_threads, working_dtype
@@ -17,7 +16,6 @@ from shampoo_fn.tree import replaced
 from shampoo_fn.validate import check_switch
 
 LARGE = 256  # rows
-Decomposition = Callable[[Tensor], tuple[Tensor, Tensor]]
 
 
 @dataclass(frozen=True)
@@ -57,7 +55,7 @@ class Eigh(Solver):
         work = working_dtype(self.dtype, matrices)
         problem = self._ridged(matrices, work, boost, looking=True)
         large = not self.exact_derivative and _is_large(problem.matrices)
-        roots, lift = self._roots(problem, exponent, _eigh_in_place if large else eigendecomposition)
+        roots, lift = self._roots(problem, exponent, written_over if large else eigendecomposition)
         if large:
             restore(problem, matrices)
         if lift is not None:
@@ -82,16 +80,6 @@ class Eigh(Solver):
         return symmetric(gram(times(eigenvectors, halves))), lift
 
 
-def eigendecomposition(matrices: Tensor) -> tuple[Tensor, Tensor]:
-    """Eigenvalues [batch, n] and eigenvectors [batch, n, n]; NaN for a matrix on which LAPACK does not converge."""
-    if is_traced(matrices):
-        return _eigh(matrices)
-    try:
-        return _eigh(matrices)
-    except LinAlgError:
-        return _one_by_one(_eigh_or_nan, matrices)
-
-
 def _lifted(matrices: Tensor, lift: Tensor, eigenvectors: Tensor) -> Tensor:
     """The matrices, with the derivative of what is lifted by `lift` [batch, 1]: the least eigenvalue, `q^T A q`, stays."""
     least = eigenvectors[:, :, :1]
@@ -103,37 +91,3 @@ def _is_large(matrices: Tensor) -> bool:
     """Whether this is one matrix whose copies count more than the time to make it anew, 1 % of the whole."""
     here = matrices.device.type == "cpu" and not is_traced(matrices) and not matrices.requires_grad
     return here and len(matrices) == 1 and matrices.shape[-1] >= LARGE
-
-
-def _eigh_in_place(matrices: Tensor) -> tuple[Tensor, Tensor]:
-    """`eigendecomposition` written over `matrices`: with its work space LAPACK needs three matrices then instead of four."""
-    vectors, values = matrices.mT, matrices.new_empty(matrices.shape[:-1])
-    try:
-        torch.linalg.eigh(vectors, UPLO="U", out=(values, vectors))
-    except LinAlgError:
-        values.fill_(torch.nan)
-    return values, vectors
-
-
-def _eigh_or_nan(matrix: Tensor) -> tuple[Tensor, Tensor]:
-    try:
-        return _eigh(matrix)
-    except LinAlgError:
-        return torch.full_like(matrix[:, 0], torch.nan), torch.full_like(matrix, torch.nan)
-
-
-def _eigh(matrices: Tensor) -> tuple[Tensor, Tensor]:
-    # LAPACK wants columns where torch has rows. Naming the transpose saves turning the matrix around, and MKL reduces an upper
-    # triangle faster than a lower one: 6 to 15 % of the whole in float64 (one thread, n = 64 to 512).
-    if matrices.shape[-1] % 2 and len(matrices) > 1 and matrices.device.type == "cpu" and not is_traced(matrices):
-        # MKL's eigenvectors depend on where a matrix begins, as products do (`products.py`): each has a tensor of its own
-        return _one_by_one(_eigh, matrices)
-    values, vectors = torch.linalg.eigh(matrices.mT, UPLO="U")
-    return values, vectors
-
-
-def _one_by_one(decomposed: Decomposition, matrices: Tensor) -> tuple[Tensor, Tensor]:
-    """The same of each matrix alone, with columns next to each other in memory as LAPACK leaves them."""
-    pairs = [decomposed(matrix) for matrix in matrices.split(1)]
-    values, vectors = (torch.cat(parts) for parts in zip(*[(w, q.mT) for w, q in pairs], strict=True))
-    return values, vectors.mT

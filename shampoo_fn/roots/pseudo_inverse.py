@@ -7,7 +7,7 @@ from torch import Tensor
 
 from shampoo_fn.gram import gram, symmetric
 from shampoo_fn.products import product
-from shampoo_fn.roots.eigh import eigendecomposition
+from shampoo_fn.roots.eigendecomposition import eigendecomposition
 from shampoo_fn.roots.residual import handed_out, probe_vectors, residual
 from shampoo_fn.roots.ridge import power, scale_of_diagonal
 from shampoo_fn.roots.solver import Roots, Solver, check_dtype, each_by_threads, working_dtype

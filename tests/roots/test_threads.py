@@ -12,7 +12,8 @@ import torch
 
 from shampoo_fn.roots import crew, threaded
 from shampoo_fn.roots.crew import most_threads, work_off
-from shampoo_fn.roots.eigh import Eigh, eigendecomposition
+from shampoo_fn.roots.eigendecomposition import eigendecomposition
+from shampoo_fn.roots.eigh import Eigh
 from shampoo_fn.roots.minimax import Minimax
 from shampoo_fn.roots.pseudo_inverse import PseudoInverse
 from shampoo_fn.roots.solver import Solver
