@@ -1,6 +1,7 @@
 """What holds for every configuration: pure functions, stages that compose, blocks that do not know of each other."""
 
 import io
+from functools import cache
 
 import pytest
 import torch
@@ -46,8 +47,9 @@ def addresses(*trees: object) -> set[int]:
     return {leaf.untyped_storage().data_ptr() for leaf in leaves if leaf.untyped_storage().nbytes()}
 
 
+@cache
 def warmed_up(config: Config, steps: int = 2) -> tuple[Tensors, State, Tensors]:
-    """Parameters and state after some steps, and the next gradients."""
+    """Parameters and state after some steps, and the next gradients. Nobody writes into them: that is what is tested."""
     params = model()
     *past, grads = gradients(params, steps + 1)
     params, state, _ = run(params, past, config)

@@ -29,6 +29,7 @@ from shampoo_fn import (
 from tests.support import gradients, model, run
 
 STEPS, LR = 50, 0.02
+PARAMS = model(shapes={"first": (6, 4), "bias": (5,), "scalar": ()})
 NEVER = Cadence(frequency=1, start=STEPS + 1)
 SMALL = Blocking(3)  # a method that works by element does not see blocks
 
@@ -107,16 +108,14 @@ def walked(make: Torch, params: dict[str, Tensor], grads: list[dict[str, Tensor]
 
 @pytest.mark.parametrize(("config", "make"), PAIRS.values(), ids=PAIRS)
 def test_before_the_start_grafting_is_the_method_of_torch_optim(config: Config, make: Torch) -> None:
-    params = model()
-    grads = gradients(params, STEPS)
+    params, grads = PARAMS, gradients(PARAMS, STEPS)
     ours, _, _ = run(params, grads, config)
     for name, theirs in walked(make, params, grads).items():
         assert ours[name].sub(theirs).norm() <= 1e-6 * theirs.sub(params[name]).norm(), name
 
 
 def test_from_the_start_on_it_is_not() -> None:
-    params = model()
-    grads = gradients(params, STEPS + 1)
+    params, grads = PARAMS, gradients(PARAMS, STEPS + 1)
     config, make = PAIRS["adam"]
     ours, theirs = run(params, grads, config)[0]["first"], walked(make, params, grads)["first"]
     assert ours.sub(theirs).norm() > 1e-3 * theirs.sub(params["first"]).norm()

@@ -9,9 +9,9 @@ from tests.support import assert_identical
 
 @check
 def it_descends(make: Make) -> None:
-    params, optimizer = problem(make, lr=0.02)
+    params, optimizer = problem(make, lr=0.06)
     before = float(quadratic(params).detach())
-    for _ in range(60):
+    for _ in range(20):
         optimizer.zero_grad()
         quadratic(params).backward()
         optimizer.step()
