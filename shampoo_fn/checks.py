@@ -90,7 +90,7 @@ def check_failures(plan: Layout, state: State, config: Config, names: Collection
     Eager only: the host reads the counters.
     """
     counters = failures(state)
-    if not counters or any(is_traced(leaf) for leaf in counters.values()):
+    if not counters or any(is_traced(leaf) or leaf.is_meta for leaf in counters.values()):
         return
     counts = on_host(list(counters.values()))
     if max(map(max, counts)) < config.max_root_failures:

@@ -71,9 +71,10 @@ def check_entries(name: str, given: Mapping[str, Any], wanted: Mapping[str, Tens
     hint = (
         f"{min(others)!r} is of another optimizer: load the model's state alone, or make Shampoo.like(optimizer) of that one"
         if others
-        else "it belongs to another model, or to options that shape the state (grafting_type, momentum or betas that were or "
-        "became 0, max_preconditioner_dim, names, by which embeddings are known, ...): these cannot change once there is a "
-        "state; make a new optimizer. After `del optimizer.state[parameter]` one that was given another shape begins anew"
+        else "it belongs to another model, or to options that shape the state (grafting_type, momentum, betas or an exponent "
+        "that were or became 0, max_preconditioner_dim, names, by which embeddings are known, ...): these cannot change once "
+        "there is a state; make a new optimizer. After `del optimizer.state[parameter]` one that was given another shape "
+        "begins anew"
     )
     for key in wanted:
         if key not in given:

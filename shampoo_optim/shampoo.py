@@ -118,10 +118,15 @@ class Shampoo(Optimizer):
     def step(self, closure: Callable[[], float] | None = None) -> float | None:
         """Update the parameters that have a gradient. `closure` is called first, once, with gradients enabled."""
         loss = None
-        if closure is not None:
-            with torch.enable_grad():
-                loss = closure()
-        with torch.no_grad(), self.placement.together(self._works, self._base) as works:
+
+        def prepared() -> list[Work]:
+            nonlocal loss
+            if closure is not None:
+                with torch.enable_grad():
+                    loss = closure()
+            return self._works()
+
+        with torch.no_grad(), self.placement.together(prepared, self._base) as works:
             step(works, self.placement)
             for work in works:
                 work.storage.let_go()

@@ -14,7 +14,8 @@ from shampoo_optim.configuration import LARGE_DIMS
 from shampoo_optim.options import SHAPING, plain
 from shampoo_optim.structure import constant, hashable, values
 
-# without a filter, an average or a momentum there is no entry for it: by name of the dial, the option and the number
+# without a filter (whose look-ahead is beta3), an average or a momentum there is no entry for it: by name of the dial, the
+# option and the number
 SWITCHES = {"beta1": ("betas[0]", 0), "beta2": ("betas[1]", 1), "momentum": ("momentum", 0)}
 
 Shapes = dict[Tensor, Mapping[str, Hashable]]  # by parameter: `shape` of the group that made its state
@@ -39,9 +40,11 @@ def check_shapes(shapes: Shapes, group: Mapping[str, Any], states: Mapping[Any, 
             then = before.get(name, value)
             if name in SWITCHES and value != then:
                 field, number = SWITCHES[name]
-                wanted = number if then else f"another number than {number}"
-                cycles = " (OneCycleLR and CyclicLR: cycle_momentum=False)" if name == "beta1" else ""
-                raise ValueError(f"{field} must stay {wanted}, as the state has it{cycles}; else make a new optimizer")
+                wanted, hint = str(number) if then else f"another number than {number}", ""
+                if name == "beta1":
+                    wanted += ", and beta3 None" if then else ", or beta3 a number"
+                    hint = " (OneCycleLR and CyclicLR: cycle_momentum=False)"
+                raise ValueError(f"{field} must stay {wanted}, as the state has it{hint}; else make a new optimizer")
             require(value == then, name, value, f"{then!r}, as the state has it; another needs a new optimizer")
 
 
@@ -63,4 +66,16 @@ def shape(group: Mapping[str, Any]) -> dict[str, Hashable]:
     if "diagonal" in found:  # different words for the same
         found["diagonal"] = (group["diagonal"],) if isinstance(group["diagonal"], str) else found["diagonal"]
         found["large_dim_method"] = LARGE_DIMS.get(group["large_dim_method"])
-    return found | {name: constant(name, values(group)[name]) for name in SWITCHES if name in values(group)}
+    dials = values(group)
+    found |= {name: constant(name, dials[name]) for name in SWITCHES if name in dials}
+    if "betas" in group:
+        found["beta1"] = found["beta1"] and dials["beta3"] is None
+        found["exponent 0 for (order, mode)"] = _without_factor(group["exponent"])
+    return found
+
+
+def _without_factor(exponent: Any) -> Hashable:
+    """The modes that an exponent of 0 skips, as (order, mode); the order 0 stands for all."""
+    each = exponent.items() if isinstance(exponent, Mapping) else [(0, exponent)]
+    modes = [(order, value if isinstance(value, list | tuple) else [value] * max(order, 1)) for order, value in each]
+    return tuple(sorted((order, mode) for order, values in modes for mode, value in enumerate(values) if value == 0))

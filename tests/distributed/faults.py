@@ -137,6 +137,29 @@ def refused_gradient(at: int) -> Outcome:
     return outcome(step, 12)
 
 
+def raising_closure(at: int) -> Outcome:
+    """The closure of rank 1 raises at one step, and rank 1 goes on."""
+    params, optimizer = build(PLAIN, Scattered())
+
+    def step(number: int) -> None:
+        grads = grads_for(params, number)[-1]
+
+        def closure() -> float:
+            if number == at and dist.get_rank() == 1:
+                raise MemoryError("no room for gradient 'second'")
+            for name, param in params.items():
+                param.grad = grads[name]
+            return 0.0
+
+        try:
+            optimizer.step(closure)
+        except MemoryError:
+            assert number == at
+        dist.barrier()
+
+    return outcome(step, 12)
+
+
 def in_inference_mode(distributed: Scattered) -> list[str]:
     """Steps in that mode and outside of it, in turns."""
     params, optimizer = build(PLAIN | {"precondition_frequency": 2}, distributed)

@@ -15,6 +15,7 @@ from tests.distributed.faults import (
     killed,
     not_finite_on_one_rank,
     other,
+    raising_closure,
     refused_gradient,
     resumed,
 )
@@ -33,9 +34,12 @@ def test_a_gradient_that_is_missing_on_one_rank_is_an_error_on_every_rank(at: in
 
 
 @pytest.mark.parametrize(("at", "raised"), [(1, 1), (3, 5), (5, 5)])
-def test_a_step_that_fails_on_one_rank_alone_is_an_error_on_every_rank(at: int, raised: int) -> None:
-    failed = "the ranks disagree on the step: failure, rank 1: FloatingPointError: gradient 'second'"
-    for step, said in spawned(refused_gradient, 3, at):
+@pytest.mark.parametrize(
+    ("fault", "named"), [(refused_gradient, "FloatingPointError"), (raising_closure, "MemoryError: no room for")]
+)
+def test_a_step_that_fails_on_one_rank_alone_is_an_error_on_every_rank(fault: Any, named: str, at: int, raised: int) -> None:
+    failed = f"the ranks disagree on the step: failure, rank 1: {named}"
+    for step, said in spawned(fault, 3, at):
         assert step == raised
         assert said.startswith(failed if at == raised else "the ranks disagree on parameter 'first': steps, rank 1: 4")
 

@@ -3,6 +3,7 @@
 import os
 import time
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import pytest
@@ -53,6 +54,18 @@ def mistyped(module: Any, optimizer: Shampoo, grads: Tensors) -> None:
         optimizer.param_groups[0]["betas"] = (0.9,)
 
 
+def closed(module: Any, optimizer: Shampoo, grads: Tensors) -> None:
+    """From here on steps have a closure, which raises on rank 1."""
+
+    def closure() -> float:
+        if dist.get_rank() == 1:
+            raise MemoryError("no room")
+        give(module, grads)
+        return 0.0
+
+    optimizer.step = partial(optimizer.step, closure)  # type: ignore[method-assign]
+
+
 def faults(mode: str, options: dict[str, Any], step: Step) -> tuple[str, bool]:
     """What the third step raises, and whether parameters are as they were before it."""
     module = model_for(mode)
@@ -76,6 +89,7 @@ FAULTS: list[tuple[dict[str, Any], Step, str]] = [
     ({"precondition_frequency": 1}, failing, "RuntimeError: parameter 'second': the inverse root of"),
     ({}, scheduled, "the ranks disagree on group 0: lr, rank 1: 1.1; rank 0: 0.1"),
     ({}, foreign, "the step failed on rank 1: ValueError: parameter 'second': its state has 'failures.1' of shape (99,)"),
+    ({}, closed, "the step failed on rank 1: MemoryError: no room. It was not begun"),
     ({}, mistyped, "the step failed on rank 1: ValueError: betas=(0.9,): must be a pair"),
 ]
 

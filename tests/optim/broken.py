@@ -304,6 +304,7 @@ BROKEN: dict[str, type[Shampoo]] = {
     "complex_parameters_are_their_parts": broken("TurnsWaves", step=stepping(after=turns_waves)),
     "data_may_be_replaced": broken("RestoresData", step=stepping(restores_data)),
     "meta_parameters_materialise_later": broken("ReadsParameters", __init__=reads_parameters),
+    "steps_on_meta_are_taken": broken("ReadsAValueOfMeta", step=stepping(reads_a_value)),
     "the_parameters_of_a_group_may_be_swapped": broken(
         "RemembersParameters", __init__=init_from_params, step=stepping(with_mine)
     ),

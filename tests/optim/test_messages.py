@@ -40,7 +40,10 @@ def test_a_parameter_of_another_shape_may_begin_anew() -> None:
         ((0.0, 0.95), 0.0, {"betas": (0.9, 0.95)}, r"betas\[0\] must stay 0, .*cycle_momentum=False"),
         ((0.9, 0.95), 0.0, {"betas": (0.0, 0.95)}, r"betas\[0\] must stay another number than 0"),
         ((0.9, 1.0), 0.0, {"betas": (0.9, 0.95)}, r"betas\[1\] must stay 1,"),
+        ((0.0, 0.95), 0.0, {"beta3": 0.5}, r"betas\[0\] must stay 0, and beta3 None"),
         ((0.9, 0.95), 0.5, {"momentum": 0.0}, r"momentum must stay another number than 0"),
+        ((0.9, 0.95), 0.0, {"exponent": {2: (0.5, 0)}}, r"exponent 0 for \(order, mode\)=\(\(2, 1\),\): must be \(\)"),
+        ((0.9, 0.95), 0.0, {"exponent": 0.0}, r"exponent 0 for \(order, mode\)=\(\(0, 0\),\): must be \(\)"),
     ],
 )
 def test_a_dial_that_the_state_depends_on_is_named(betas: Any, momentum: float, change: dict[str, Any], said: str) -> None:
@@ -50,6 +53,24 @@ def test_a_dial_that_the_state_depends_on_is_named(betas: Any, momentum: float, 
     optimizer.param_groups[0].update(change)
     with pytest.raises(ValueError, match=said):
         walk(optimizer, params, grads_for(params, 1))
+    with pytest.raises(ValueError, match=said):
+        optimizer.state_dict()
+
+
+def test_what_the_state_does_not_depend_on_may_change() -> None:
+    params = parameters()
+    optimizer = Shampoo(params.values(), betas=(0.0, 0.95), beta3=0.5)
+    for change in (
+        {"betas": (0.5, 0.95)},
+        {"beta3": None},
+        {"exponent": 0.25},
+        {"exponent": {2: (0.5, 0.25)}},
+        {"exponent": None},
+    ):
+        walk(optimizer, params, grads_for(params, 1))
+        optimizer.param_groups[0].update(change)
+    walk(optimizer, params, grads_for(params, 1))
+    Shampoo(params.values()).load_state_dict(optimizer.state_dict())
 
 
 @pytest.mark.parametrize(

@@ -101,6 +101,19 @@ def meta_parameters_materialise_later(make: Make) -> None:
 
 
 @check
+def steps_on_meta_are_taken(make: Make) -> None:
+    with torch.device("meta"):
+        layer = torch.nn.Linear(4, 3)
+    optimizer = make(layer.parameters(), lr=0.1)
+    for _ in range(3):
+        for p in layer.parameters():
+            p.grad = torch.empty_like(p)
+        optimizer.step()
+    assert {p.device.type for p in layer.parameters()} == {"meta"}
+    assert optimizer.state_dict()["state"].keys() == {0, 1}
+
+
+@check
 def the_parameters_of_a_group_may_be_swapped(make: Make) -> None:
     params, optimizer = parameters(), None
     optimizer = make(params.values())
