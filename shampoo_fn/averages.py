@@ -22,7 +22,6 @@ def weight_of_new(beta: Value, clock: Clock, like: Tensor) -> Tensor | None:
         return None
     weight = scalar(1 - value_at(beta, clock.step), like.dtype, like.device)
     # also where all are alive: a weight per block and one for all round differently
-    # not a product: at step 0, before the first finite gradient, a schedule may be infinite
     return torch.where(clock.alive, weight, 0.0)
 
 

@@ -10,12 +10,13 @@ from torch import Tensor
 
 from shampoo_fn.config import Config
 from shampoo_fn.layout import Layout, layout
-from shampoo_fn.state import State, outline
+from shampoo_fn.state import State, check_state, outline
 from shampoo_fn.tree import Tree, flatten
 
 
 def plan_of(state: State, config: Config) -> Layout:
     """The layout of a state; ValueError that says what differs if it was made for another config, or by vmap outside of it."""
+    check_state(state)
     plan = layout(state.templates, config)
     # in compiled code it would be traced, which takes time, and leave no operation behind
     if torch.compiler.is_compiling():

@@ -17,6 +17,7 @@ from shampoo_fn.state import State, init_state
 from shampoo_fn.tree import flatten, unflatten
 
 StateDict = dict[str, dict[str, dict[str, Tensor]]]
+_OTHER = "it is of another model or of another config"
 
 
 def to_dict(state: State, config: Config, params: Mapping[str, Tensor] | None = None) -> StateDict:
@@ -40,6 +41,10 @@ def from_dict(state_dict: Mapping[str, Any], config: Config, params: Mapping[str
 
     Raises KeyError or ValueError that names the first parameter, block and entry that is missing, unknown or of another shape.
     """
+    if not hasattr(state_dict, "items"):
+        raise TypeError(
+            f"state_dict is a {type(state_dict).__name__}: pass what to_dict gave, {{parameter: {{block: {{path: tensor}}}}}}"
+        )
     fresh = init_state(params, config)
     plan = layout(fresh.templates, config)
     stacks, known = {}, {}
@@ -71,8 +76,7 @@ def _entry(state_dict: Mapping[str, Any], name: str, block: str, path: str, like
         if key not in found:
             where = ("parameter", "block", "entry")[depth]
             raise KeyError(
-                f"the checkpoint has no {where} {key!r} (parameter {name!r}, block {block}, entry {path!r}): "
-                "it is of another model or of another config"
+                f"the checkpoint has no {where} {key!r} (parameter {name!r}, block {block}, entry {path!r}): {_OTHER}"
             )
         found = found[key]
     if found.shape != like.shape[1:]:
@@ -90,9 +94,10 @@ def _check_known(state_dict: Mapping[str, Any], fresh: State, known: Mapping[tup
         if name not in fresh.templates:
             raise KeyError(f"the checkpoint has parameter {name!r}, the model does not: it is of another model")
         for block, leaves in blocks.items():
-            unknown = next((path for path in leaves if path not in known.get((name, block), {})), None)
+            if (name, block) not in known:
+                raise KeyError(f"the checkpoint has block {block!r} of parameter {name!r}, the state does not: {_OTHER}")
+            unknown = next((path for path in leaves if path not in known[name, block]), None)
             if unknown is not None:
                 raise KeyError(
-                    f"the checkpoint has entry {unknown!r} (parameter {name!r}, block {block}), the state does not: "
-                    "it is of another model or of another config"
+                    f"the checkpoint has entry {unknown!r} (parameter {name!r}, block {block}), the state does not: {_OTHER}"
                 )

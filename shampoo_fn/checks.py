@@ -9,7 +9,7 @@ from torch import Tensor
 from shampoo_fn.config import Config
 from shampoo_fn.layout import Layout, layout, owners_of
 from shampoo_fn.scalars import on_host
-from shampoo_fn.state import State, check_tensor, narrowest, work_dtype
+from shampoo_fn.state import State, check_state, check_tensor, narrowest, work_dtype
 from shampoo_fn.tracing import is_traced
 from shampoo_fn.tree import flatten
 
@@ -66,11 +66,13 @@ def check_refresh(refresh: bool | None, state: State, config: Config, *, argumen
     """Under tracing the caller says whether to refresh, since steps cannot be read. argument: what it is called there."""
     if refresh is not None and not isinstance(refresh, bool):
         raise ValueError(f"{argument}={refresh!r}: must be True, False or None")
-    if refresh is False or not any(is_traced(blocks.step) for blocks in state.stacks.values()):
+    check_state(state)
+    if refresh is False or not any(is_traced(blocks.step) or blocks.step.is_meta for blocks in state.stacks.values()):
         return
     if refresh is None:
         raise ValueError(
-            f"{argument}=None under tracing: the steps in the state cannot be read inside torch.compile, vmap or func.grad; "
+            f"{argument}=None under tracing: the steps in the state cannot be read inside torch.compile, vmap or func.grad, "
+            "nor on meta; "
             + (
                 "call update(grads, state, config, params, refresh=is_due(step, config)) with step counted outside"
                 if argument == "refresh"

@@ -62,10 +62,11 @@ class Graft(Preconditioner):
 
     def precondition(self, update: Tensor, state: GraftState, clock: Clock) -> Tensor:
         update = update.contiguous()  # a gradient may be part of a larger one: norms are summed in the order of memory
-        direction = self.direction.precondition(update, state.direction, clock)
         if self.norm == "tensor" and isinstance(clock.norms, Tensor):
+            direction = self.direction.precondition(update, state.direction, clock)
             current, wanted = clock.norms
         else:
+            direction = self.direction.heading(update, state.direction, clock)
             current = torch.linalg.vector_norm(direction)
             wanted = self.magnitude.length(update, state.magnitude, clock)
         grafted = rescaled(direction, wanted, current)
@@ -75,7 +76,8 @@ class Graft(Preconditioner):
 
     def norms(self, update: Tensor, state: GraftState, clock: Clock) -> Tensor:
         direction = self.direction.length(update, state.direction, clock)
-        return torch.stack([direction, self.magnitude.length(update, state.magnitude, clock)])
+        both = torch.stack([direction, self.magnitude.length(update, state.magnitude, clock)])
+        return chosen(clock.ready, both, 0.0)  # what is not ready yet takes steps of its magnitude, whatever the others do
 
     @property
     def reads_norms(self) -> bool:

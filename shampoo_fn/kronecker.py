@@ -128,15 +128,31 @@ class Kronecker(Preconditioner):
         return replaced(state, roots=state.roots | {mode: accepted(state.roots[mode], new[mode], clock) for mode in new})
 
     def precondition(self, update: Tensor, state: KroneckerState, clock: Clock) -> Tensor:
+        direction = self._direction(update, state, scaled=False)
+        if self._grows(update):
+            direction = direction.nan_to_num(0.0, 0.0, 0.0)  # what overflows counts as zero, as small norms do
+        # roots may be installed before the start, by a staggered cadence; they are not used before it
+        return chosen(clock.ready, direction, update)
+
+    def heading(self, update: Tensor, state: KroneckerState, clock: Clock) -> Tensor:
+        if not self._grows(update):
+            return self.precondition(update, state, clock)
+        return chosen(clock.ready, self._direction(update, state, scaled=True), update)
+
+    def _grows(self, update: Tensor) -> bool:
+        """Whether directions grow without bound as gradients vanish: like `|g|^(1 - 2 sum e)`."""
+        return sum(plan.exponent for plan in self.modes(tuple(update.shape)).values()) > 1 + 1e-9
+
+    def _direction(self, update: Tensor, state: KroneckerState, *, scaled: bool) -> Tensor:
+        """`u x_1 X_1 ... x_w X_w`; scaled: with each root divided by its largest entry, a constant to derivatives."""
         direction = without_denormals(update)
         for mode in range(update.dim()):
             root = state.roots.get(str(mode))
-            direction = contracted(direction, None if root is None else self._whole(root.inverse_root.to(update.dtype)))
-        if sum(plan.exponent for plan in self.modes(tuple(update.shape)).values()) > 1 + 1e-9:
-            # it grows as gradients vanish, like |g|^(1 - 2 sum e); what overflows counts as zero, as small norms do
-            direction = direction.nan_to_num(0.0, 0.0, 0.0)
-        # roots may be installed before the start, by a staggered cadence; they are not used before it
-        return chosen(clock.ready, direction, update)
+            matrix = None if root is None else self._whole(root.inverse_root.to(update.dtype))
+            if scaled and matrix is not None:
+                matrix = matrix / matrix.detach().abs().amax().clamp_min(torch.finfo(matrix.dtype).tiny)
+            direction = contracted(direction, matrix)
+        return direction
 
     def _kept(self, matrix: Tensor) -> Tensor:
         return packed(matrix) if self.packed and matrix.dim() == 2 else matrix

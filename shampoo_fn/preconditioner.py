@@ -43,6 +43,10 @@ class Preconditioner(Rooted, ABC):
         norm: Tensor = torch.linalg.vector_norm(self.precondition(update, state, clock))
         return norm
 
+    def heading(self, update: Tensor, state: Tree, clock: Clock) -> Tensor:
+        """`precondition(update)` up to a positive factor of the block's own: what a graft takes from its direction."""
+        return self.precondition(update, state, clock)
+
     def norms(self, update: Tensor, state: Tree, clock: Clock) -> Tensor:
         """Norms [2] of direction and magnitude, for grafting by whole parameters."""
         return update.new_zeros(2)

@@ -106,7 +106,8 @@ def precondition_all(
         stacked[stack.key], new = precondition_stack(stack, config, taken(old, index), blocks, shared)
         stacks[stack.key] = with_changes(old, new, index)
     updates = scatter(stacked, plan, {name: tuple(grad.shape) for name, grad in grads.items()})
-    empty = {name: torch.zeros_like(grad) for name, grad in grads.items() if name not in updates}
+    dtypes = {name: state.templates[name].dtype for name in grads if name not in updates}
+    empty = {name: torch.zeros_like(grads[name], dtype=dtype) for name, dtype in dtypes.items()}
     return updates | empty, replaced(state, stacks=stacks)
 
 

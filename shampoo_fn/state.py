@@ -87,6 +87,12 @@ def narrowest(kept: Tree, dtype: torch.dtype) -> torch.dtype:
     return dtype if all(narrowest(child, dtype) == dtype for child in children) else torch.float32
 
 
+def check_state(state: State) -> None:
+    """Refuse what is no state, such as a checkpoint that was not loaded."""
+    if not isinstance(state, State):
+        raise TypeError(f"state is a {type(state).__name__}: pass what init_state, update or from_dict gave")
+
+
 def check_tensor(kind: str, name: str, tensor: Tensor) -> None:
     """Refuse what has no square or no dense blocks, by name."""
     if not isinstance(tensor, Tensor):
@@ -97,3 +103,5 @@ def check_tensor(kind: str, name: str, tensor: Tensor) -> None:
         raise TypeError(f"{kind} {name!r} is complex ({tensor.dtype}): pass torch.view_as_real of it as the parameter")
     if not tensor.is_floating_point():
         raise TypeError(f"{kind} {name!r} has dtype {tensor.dtype}: only floating-point tensors can be optimized; leave it out")
+    if tensor.itemsize < 2:
+        raise TypeError(f"{kind} {name!r} has dtype {tensor.dtype}, in which torch does no arithmetic: pass bfloat16 or wider")

@@ -13,13 +13,15 @@ Value = float | Tensor | Callable[[Tensor], Any]
 """A hyper-parameter: a number, a 0-d tensor, or a schedule `step -> value` of the 0-d int64 step, counted from 1.
 
 A schedule is called inside of vmap, where no value can be read: it is written in operations of torch, `torch.clamp(step / 100,
-max=1)` for `min(1, step / 100)` and `torch.where(step < 10, 0.1, 0.01)` for an `if`.
+max=1)` for `min(1, step / 100)` and `torch.where(step < 10, 0.1, 0.01)` for an `if`. What holds a tensor compares by the tensor's
+value and hashes by its identity.
 """
 
 
 def value_at(value: Value, step: Tensor) -> Any:
     """The hyper-parameter at this step: a number, or a 0-d tensor of the host or of the step's device."""
-    found = _scheduled(value, step) if callable(value) else value
+    # at step 0, before the first finite gradient, a schedule may be infinite, and is not needed
+    found = _scheduled(value, step.clamp_min(1)) if callable(value) else value
     if isinstance(found, Tensor) and found.device.type != "cpu" and found.device != step.device:
         return found.to(step.device)
     return found
@@ -27,9 +29,9 @@ def value_at(value: Value, step: Tensor) -> Any:
 
 def _scheduled(schedule: Callable[[Tensor], Any], step: Tensor) -> Any:
     if torch.compiler.is_compiling():
-        return schedule(step)
+        return _single(schedule, schedule(step))
     try:
-        return schedule(step)
+        return _single(schedule, schedule(step))
     except (RuntimeError, TypeError) as error:
         raise RuntimeError(
             f"the schedule {schedule!r} failed: it gets the step as a 0-d tensor inside of vmap, where no value can be read. "
@@ -38,10 +40,21 @@ def _scheduled(schedule: Callable[[Tensor], Any], step: Tensor) -> Any:
         ) from error
 
 
+def _single(schedule: Callable[[Tensor], Any], found: Any) -> Any:
+    one = _is_real(found) if isinstance(found, Tensor) else isinstance(found, NUMBER)
+    require(one, "schedule", schedule, f"one that gives a number or a real 0-d tensor, not {type(found).__name__}")
+    return found
+
+
+def _is_real(tensor: Tensor) -> bool:
+    return tensor.dim() == 0 and not tensor.is_complex() and tensor.dtype != torch.bool
+
+
 def check_value(field: str, value: Value, high: float, allowed: str) -> None:
     """Refuse a number outside [0, high); schedules are taken on trust, and tensors whose values cannot be read at once."""
     if isinstance(value, Tensor):
         require(value.dim() == 0, field, tuple(value.shape), "a 0-d tensor, not one of this shape")
+        require(_is_real(value), field, value, "a real number, or a 0-d tensor of one")
         if value.device.type == "cpu" and not is_traced(value):
             require(0 <= value.item() < high, field, value, allowed)
     elif not callable(value):

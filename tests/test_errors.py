@@ -68,6 +68,7 @@ TENSORS = [
 WRONG: list[tuple[Callable[..., Any], str, Any, str]] = [
     *((Scale, "lr", wrong, ">= 0") for wrong in (-1, NAN, INF, "0.1", None, True)),
     (Scale, "lr", torch.ones(2), "0-d tensor"),
+    *((Scale, "lr", wrong, "a real number") for wrong in (torch.tensor(1j), torch.tensor(True))),
     *((WeightDecay, "weight_decay", wrong, ">= 0") for wrong in (-0.1, NAN, INF, "a")),
     *((Momentum, "momentum", wrong, "[0, 1)") for wrong in (1.0, -0.1, NAN, None)),
     *((Momentum, "dampening", wrong, "[0, 1)") for wrong in (1.0, -0.1)),
@@ -253,6 +254,7 @@ UNFIT = {
     "int64": (torch.zeros(2, dtype=torch.int64), "leave it out"),
     "bool": (torch.zeros(2, dtype=torch.bool), "leave it out"),
     "number": (1.0, "torch.Tensor"),
+    "float8": (torch.zeros(4, 3).to(torch.float8_e4m3fn), "bfloat16 or wider"),
     "none": (None, "torch.Tensor"),
 }
 
@@ -440,6 +442,23 @@ def test_pairs_instead_of_a_dict_are_refused() -> None:
         init_state(torch.nn.Linear(2, 2).named_parameters(), shampoo())  # type: ignore[arg-type]
 
 
+@pytest.mark.parametrize("wrong", [CONFIG, {"layer.weight": {}}, None], ids=["config", "checkpoint", "none"])
+def test_what_is_no_state_is_refused(wrong: Any, params: dict[str, Tensor]) -> None:
+    grads = {"layer.weight": randn(4, 3)}
+    for call in (update, accumulate, precondition, lambda grads, state, *rest: refresh(state, CONFIG)):
+        with pytest.raises(TypeError, match=rf"state is a {type(wrong).__name__}: pass what init_state, update or from_dict"):
+            call(grads, wrong, CONFIG, params)
+
+
+def test_what_is_no_checkpoint_is_refused(params: dict[str, Tensor]) -> None:
+    with pytest.raises(TypeError, match="state_dict is a NoneType: pass what to_dict gave"):
+        from_dict(None, CONFIG, params)  # type: ignore[arg-type]
+    checkpoint: dict[str, Any] = to_dict(init_state(params, CONFIG), CONFIG)
+    checkpoint["layer.weight"]["7"] = {}
+    with pytest.raises(KeyError, match=r"block '7' of parameter 'layer\.weight', the state does not"):
+        from_dict(checkpoint, CONFIG, params)
+
+
 def test_updates_of_another_shape_are_not_broadcast() -> None:
     with pytest.raises(ValueError, match=r"update 'w' has shape \(4, 3\), its parameter \(3,\)"):
         apply_updates({"w": torch.zeros(3)}, {"w": torch.zeros(4, 3)})
@@ -482,6 +501,13 @@ def test_parameters_by_number_are_refused() -> None:
 def test_a_schedule_in_plain_python_is_told_what_to_write(schedule: Callable[[Tensor], Any]) -> None:
     config = shampoo(lr=schedule)
     with pytest.raises(RuntimeError, match=r"the schedule .* failed: .* torch\.clamp\(step / 100, max=1\)"):
+        update(TWO, init_state(TWO, config), config)
+
+
+@pytest.mark.parametrize("given", [torch.ones(3), torch.tensor(True), torch.tensor(1j), "0.1", None], ids=str)
+def test_a_schedule_that_gives_no_number_is_refused(given: Any) -> None:
+    config = shampoo(lr=lambda step: given)
+    with pytest.raises(ValueError, match=r"schedule=<function .*: must be one that gives a number or a real 0-d tensor"):
         update(TWO, init_state(TWO, config), config)
 
 

@@ -18,6 +18,7 @@ from shampoo_fn import (
     Momentum,
     Preconditioned,
     Preconditioner,
+    Scale,
     Transform,
     WeightDecay,
     accumulate,
@@ -263,3 +264,29 @@ def test_raise_judges_a_gradient_by_its_own_parameter() -> None:
     grads = {"narrow": torch.full((2, 2), 1e30, dtype=torch.float64)}
     with pytest.raises(FloatingPointError, match="gradient 'narrow' is not finite"):
         update(grads, init_state(params, config), config)
+
+
+@pytest.mark.parametrize(
+    "first", [WeightDecay(lambda step: 0.1 / step), EMA(lambda step: 1 / step - 1e-3)], ids=["decay", "beta"]
+)
+def test_a_schedule_is_not_asked_for_step_zero(first: Transform) -> None:
+    # a first gradient that is skipped leaves the step at 0, where these are infinite
+    config = Config(Chain(first=first, precondition=Preconditioned(SHAMPOO, EMA(0.9)), rate=Scale(lambda step: 0.1 / step)))
+    params = {"w": torch.ones(4, 3)}
+    state = init_state(params, config)
+    updates, after = update({"w": torch.full((4, 3), torch.nan)}, state, config, params)
+    assert not updates["w"].any()
+    assert_identical(without_count(flatten(after.stacks)), without_count(flatten(state.stacks)))
+    assert update({"w": torch.ones(4, 3)}, after, config, params)[0]["w"].isfinite().all()
+
+
+def test_blocks_of_a_tensor_that_start_at_different_steps_have_its_length_together() -> None:
+    transform = Graft(Kronecker(exponent=0.5), Adam(0.9), norm="tensor")
+    late = Config(Chain(p=Preconditioned(transform)), Blocking(3), Cadence(1, start=3))
+    never = Config(Chain(p=Preconditioned(transform)), Blocking(3), Cadence(1, start=100))
+    params, grads = {"w": torch.zeros(6, 3)}, [{"w": 1e3 * grad["w"]} for grad in gradients({"w": torch.zeros(6, 3)}, 3)]
+    grads[0]["w"][0, 0] = torch.nan  # the first block is one step behind, and not ready at the third
+    updates, expected = (run(params, grads, config)[2][-1]["w"] for config in (late, never))
+    assert torch.equal(updates[:3], expected[:3])
+    assert not torch.allclose(updates[3:], expected[3:], rtol=0.1)
+    torch.testing.assert_close(updates[3:].norm(), expected[3:].norm(), rtol=1e-4, atol=0)

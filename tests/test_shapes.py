@@ -22,7 +22,7 @@ from shampoo_fn import (
 )
 from shampoo_fn.tree import flatten
 from tests.cases import FACTORIES, direction, every_case
-from tests.support import assert_close, assert_identical, entries, gradients, randn, run
+from tests.support import assert_close, assert_identical, each, entries, gradients, last_update, randn, run
 
 SHAPES = {
     "0-d": (),
@@ -174,6 +174,26 @@ def test_in_float64_a_grafted_direction_does_not_depend_on_the_scale(scale: floa
     plain = run(params, grads, config)[2][-1]
     scaled = run(params, [{"w": scale * grad["w"]} for grad in grads], config)[2][-1]
     assert_close(scaled, plain, rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("kronecker", "shape"),
+    [
+        (Kronecker(exponent=1.0), (6, 5)),
+        (Kronecker(exponent=0.5), (4, 6, 5)),
+        (Kronecker(exponent=0.5, packed=True), (4, 6, 5)),
+    ],
+)
+@pytest.mark.parametrize("scale", [2.0**-50, 2.0**-30, 2.0**30])  # which round nothing
+def test_nor_does_it_in_float32_where_directions_grow_as_gradients_vanish(
+    kronecker: Kronecker, shape: tuple[int, ...], scale: float
+) -> None:
+    # |P| goes like |g|^(1 - 2 sum e): with three factors of 1/2 and gradients of 2^-50 it would be 2^100, its square overflow
+    params, config = {"w": randn(*shape, dtype=torch.float32)}, direction(Graft(kronecker, FixedRMS()))
+    grads = each(gradients(params, 3), lambda grad: grad[..., :1] @ grad[..., :1, :])  # of low rank: roots are large
+    plain, scaled = last_update(params, grads, config), last_update(params, each(grads, lambda grad: scale * grad), config)
+    assert plain["w"].norm() > 0
+    assert_close(scaled, plain, rtol=1e-5)
 
 
 @pytest.mark.parametrize("scale", LARGE)

@@ -80,5 +80,6 @@ def handed_out(roots: Tensor, residuals: Tensor, problem: Ridged, exponent: floa
     unscaled = times(roots, power(problem.scale, -exponent)[:, None, None]).to(dtype)
     # `magnitude` is finite if all entries are, in a third of the time of `isfinite().all()`
     good = problem.finite & (residuals < torch.inf) & (magnitude(unscaled) < torch.inf)
-    usable = add_to_diagonal(zero_unless(good, unscaled, looking=problem.looking), (~good).to(dtype))
+    given = good & ~problem.zero  # of a factor that counts as zero the identity itself, not what was found of it
+    usable = add_to_diagonal(zero_unless(given, unscaled, looking=problem.looking), (~given).to(dtype))
     return Roots(usable, torch.where(good, residuals, torch.inf))
