@@ -22,8 +22,8 @@ class Cadence:
 
     `staggered` gives each block a turn of its own within the interval, so that every step has about the same work. A block
     whose turn falls into the `frequency` steps up to `start` is refreshed then already, the others at `start`: from there on
-    every block has roots, and with `start >= frequency` no step is a spike. Turns depend on the order of the parameters: a state
-    that is loaded in another order, or under another cadence, keeps the roots that it has until the next turn.
+    every block has roots, and with `start >= frequency` no step is a spike. Turns depend on the order of the parameters: a
+    state that is loaded in another order, or under another cadence, keeps the roots that it has until the next turn.
     """
 
     frequency: int = 10

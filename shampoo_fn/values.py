@@ -13,8 +13,8 @@ Value = float | Tensor | Callable[[Tensor], Any]
 """A hyper-parameter: a number, a 0-d tensor, or a schedule `step -> value` of the 0-d int64 step, counted from 1.
 
 A schedule is called inside of vmap, where no value can be read: it is written in operations of torch, `torch.clamp(step / 100,
-max=1)` for `min(1, step / 100)` and `torch.where(step < 10, 0.1, 0.01)` for an `if`. What holds a tensor compares by the tensor's
-value and hashes by its identity.
+max=1)` for `min(1, step / 100)` and `torch.where(step < 10, 0.1, 0.01)` for an `if`. What holds a tensor compares by its value
+and hashes by its identity.
 """
 
 

@@ -10,7 +10,6 @@ from shampoo_fn.gram import symmetric
 from shampoo_fn.roots.residual import checked
 from shampoo_fn.roots.ridge import spectral_bound
 from shampoo_fn.roots.solver import Roots, Solver, check_batch, check_dtype, working_dtype
-from shampoo_fn.tracing import is_traced
 from shampoo_fn.validate import LEAST, check_count, check_number, require
 
 
@@ -21,9 +20,9 @@ class CoupledNewton(Solver):
         T = ((p + 1) I - M) / p,     X <- X T,     M <- T^p M,     M_k = X_k^p A -> I
 
     from `X = z^(1/p) I`, `M = z A`, `z = (1 + p) / (2 s(A))` (Guo and Higham 2006, SIAM J. Matrix Anal. 28(3), (3.9);
-    Anil et al. 2021, arXiv 2002.09018, algorithm 2). It stops after `max_iterations`, on a CPU when nothing gets better any
-    more; a matrix that has converged to `tolerance`, or would get worse, keeps its best iterate. Matrices [batch, n, n]; work
-    in `dtype` (None: theirs). Offered because it is known; `Eigh` is faster on a CPU and more accurate everywhere.
+    Anil et al. 2021, arXiv 2002.09018, algorithm 2). It stops after `max_iterations`; a matrix that has converged to
+    `tolerance`, or would get worse, keeps its best iterate. Matrices [batch, n, n]; work in `dtype` (None: theirs).
+    Offered because it is known; `Eigh` is faster on a CPU and more accurate everywhere.
     """
 
     dtype: torch.dtype | None = None
@@ -67,8 +66,6 @@ class CoupledNewton(Solver):
             keep = better[:, None, None]
             root, coupled = torch.where(keep, new_root, root), torch.where(keep, new_coupled, coupled)
             error = torch.where(better, new_error, error)
-            if better.device.type == "cpu" and not is_traced(better) and not better.any():
-                break  # what is not better now, from the same iterate, will not be
         return symmetric(root)
 
     def _iterations(self, p: int) -> int:
