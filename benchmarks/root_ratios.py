@@ -22,6 +22,15 @@ LARGEST_FOR_ERRORS = 128  # the errors of the solvers compared here hardly depen
 SPINNING = 0.02  # seconds after which the OpenMP threads of an operation have gone to sleep
 
 
+def allocate_as_in_training() -> None:
+    """Let glibc keep freed memory as it does in training, where tensors of many megabytes come and go.
+
+    It maps larger blocks than any that was freed before anew each time, with a fault for every page: of eight factors of 128
+    that was a tenth of the time of `Eigh()`, and nothing of that of a float32 `eigh`, whose tensors are smaller.
+    """
+    torch.empty(2**25 - 2**16, dtype=torch.uint8)  # just below the largest size that it learns from
+
+
 def cost_by_family(n: int, *, rounds: int) -> list[tuple[str, float, float]]:
     """(family, time of float64 `eigh`, time of `Eigh()`), both over float32 `eigh`: CPU time of one thread."""
     torch.set_num_threads(1)
@@ -94,6 +103,7 @@ def _processes(n: int, count: int, rounds: int) -> list[float]:
 
 def _solve_often(barrier: Barrier, results: "Queue[float]", n: int, rounds: int) -> None:
     torch.set_num_threads(1)
+    allocate_as_in_training()
     job = partial(Eigh(), _batch(_share(n), n), 1 / 4)
     job()
     for _ in range(rounds):

@@ -21,7 +21,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from benchmarks.curves import aligned
-from benchmarks.root_ratios import TARGET, cost_by_family, minimax_over_newton, scaling
+from benchmarks.root_ratios import TARGET, allocate_as_in_training, cost_by_family, minimax_over_newton, scaling
 from shampoo_fn.roots.eigh import Eigh
 from shampoo_fn.roots.minimax import Minimax
 from shampoo_fn.roots.newton import CoupledNewton
@@ -154,6 +154,7 @@ def main(given: Sequence[str] | None = None) -> None:
     sizes = (32, 64) if options.quick else (32, 64, 128, 256, 512)
     devices = ["cpu"] + (["cuda"] if torch.cuda.is_available() else [])
     torch.set_num_threads(options.threads)
+    allocate_as_in_training()
     cases = list(itertools.product(devices, sizes, (2, 4)))
     rows: list[Row] = []
     with tqdm(total=len(cases) * (rounds + 1) * len(SOLVERS), unit="solve", disable=None) as progress:
