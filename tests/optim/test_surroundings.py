@@ -23,8 +23,16 @@ from tests.support import assert_identical
 SHAPES = {"first": (6, 4), "second": (6, 4), "bias": (5,)}
 
 
-@pytest.mark.parametrize("low", [torch.bfloat16, torch.float16], ids=str)
-@pytest.mark.parametrize("options", [{}, {"compile": "eager"}, {"root_inv_dtype": torch.float32}], ids=str)
+@pytest.mark.parametrize(
+    ("low", "options"),
+    [
+        (torch.bfloat16, {}),
+        (torch.float16, {}),
+        (torch.bfloat16, {"root_inv_dtype": torch.float32}),
+        (torch.bfloat16, {"compile": "eager"}),
+    ],
+    ids=str,
+)
 def test_a_step_under_autocast_is_the_step_without(low: torch.dtype, options: dict[str, Any]) -> None:
     found = []
     for enabled in (False, True):

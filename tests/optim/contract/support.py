@@ -1,6 +1,6 @@
 """How a check is written: a function of an optimizer class."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -9,6 +9,7 @@ from torch.nn import Parameter
 from torch.optim import Optimizer
 
 from tests.optim.support import parameters, snapshot, walk
+from tests.support import SHAPES
 
 Make = Callable[..., Optimizer]  # Make(params, lr=..., weight_decay=..., maximize=...)
 Check = Callable[[Make], None]
@@ -23,10 +24,14 @@ def check(function: Check) -> Check:
 
 
 def problem(
-    make: Make, steps: int = 0, dtype: torch.dtype = torch.float32, **options: Any
+    make: Make,
+    steps: int = 0,
+    dtype: torch.dtype = torch.float32,
+    shapes: Mapping[str, tuple[int, ...]] = SHAPES,
+    **options: Any,
 ) -> tuple[dict[str, Parameter], Optimizer]:
     """Parameters and their optimizer, after some steps."""
-    params = parameters(dtype)
+    params = parameters(dtype, shapes)
     optimizer = make(params.values(), **options)
     walk(optimizer, params, random_grads(params, steps))
     return params, optimizer

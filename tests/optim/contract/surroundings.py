@@ -16,6 +16,8 @@ from tests.optim.contract.support import Make, check, moved, problem, quadratic,
 from tests.optim.support import parameters, snapshot, walk
 from tests.support import assert_identical
 
+FEW = {"matrix": (4, 3), "vector": (5,)}
+
 SCHEDULERS: dict[str, Callable[[Optimizer], Any]] = {
     "LambdaLR": lambda o: schedulers.LambdaLR(o, lambda t: 0.9**t),
     "MultiplicativeLR": lambda o: schedulers.MultiplicativeLR(o, lambda t: 0.9),
@@ -40,8 +42,8 @@ SCHEDULERS: dict[str, Callable[[Optimizer], Any]] = {
 def every_scheduler_drives_it(make: Make) -> None:
     for name, scheduler_of in SCHEDULERS.items():
         for lr in (0.05, torch.tensor(0.05)):
-            params, optimizer = problem(make, lr=lr)
-            twins, other = problem(make, lr=0.05)
+            params, optimizer = problem(make, shapes=FEW, lr=lr)
+            twins, other = problem(make, shapes=FEW, lr=0.05)
             scheduler = scheduler_of(optimizer)
             for step in random_grads(params, 4):
                 for key in ("lr", "betas"):  # the present values, by hand
