@@ -19,6 +19,7 @@ import torch
 import torch.distributed as dist
 from torch.nn import Parameter
 
+from benchmarks.counts import count
 from benchmarks.gpt import GPT
 from shampoo_optim import Shampoo
 from shampoo_optim.distributed import Scattered
@@ -103,11 +104,13 @@ def _give_gradients(params: Sequence[Parameter], step: int) -> None:
 def main(arguments: Sequence[str] | None = None) -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--ranks", type=int, nargs="+", default=[1, 2])
+    parser.add_argument("--ranks", type=count, nargs="+", default=[1, 2])
     parser.add_argument("--quick", action="store_true", help="a model of two layers of width 64")
     for name, default in Setting._field_defaults.items():
-        parser.add_argument(f"--{name}", type=int, default=default)
+        parser.add_argument(f"--{name}", type=int if name == "lag" else count, default=default)
     options = parser.parse_args(arguments)
+    if options.lag < 0:
+        parser.error(f"--lag {options.lag}: roots come into use so many steps later, 0 for at once")
     setting = Setting(*(getattr(options, name) for name in Setting._fields))
     if options.quick:
         setting = setting._replace(layers=2, width=64, block=64)

@@ -20,6 +20,7 @@ from torch.nn import Parameter
 from torch.profiler import ProfilerActivity, profile
 from tqdm import tqdm
 
+from benchmarks.counts import count
 from benchmarks.shapes import Shapes, gpt2
 from shampoo_optim import Shampoo
 
@@ -100,7 +101,7 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, dict[str, dict[str
     parser.add_argument(
         "--quick", action="store_true", help="the smallest model alone, nothing compiled; into memory_quick.json"
     )
-    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--threads", type=count, default=1)
     parser.add_argument("--results", type=Path, default=RESULTS)
     given = parser.parse_args(arguments)
     torch.set_num_threads(given.threads)

@@ -20,6 +20,7 @@ from matplotlib.figure import Figure
 from torch import Tensor
 from tqdm import tqdm
 
+from benchmarks.counts import count
 from benchmarks.curves import aligned
 from benchmarks.root_ratios import TARGET, allocate_as_in_training, cost_by_family, minimax_over_newton, scaling
 from shampoo_fn.roots.eigh import Eigh
@@ -132,24 +133,26 @@ def picture(rows: Sequence[Row], path: Path) -> None:
         line = [r for r in rows if r.solver == name and r.p == p and r.root_error == r.root_error]
         if line:
             axes.plot([r.milliseconds for r in line], [r.root_error for r in line], marker=marker, label=name)
-            axes.annotate(f"n = {line[-1].n}", (line[-1].milliseconds, line[-1].root_error), fontsize=7)
+            end = line[-1].milliseconds, line[-1].root_error
+            axes.annotate(f"n = {line[-1].n}", end, (-4, 6), textcoords="offset points", ha="right", fontsize=7)
     axes.set(xscale="log", yscale="log", xlabel="milliseconds per matrix", ylabel="largest relative error of the suite")
     threads = f"{rows[0].threads} thread" + ("s" if rows[0].threads > 1 else "")
     axes.set_title(f"Inverse roots, p = {p}, relative ridge 1e-6, {rows[0].device} ({threads}), float32 factors")
     axes.grid(alpha=0.3)
-    axes.legend(fontsize=8)
+    axes.legend(fontsize=8, loc="center left")
     figure.savefig(path, dpi=120)
 
 
 def main(given: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.roots", description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--quick", action="store_true", help="small sizes, few rounds")
-    parser.add_argument("--threads", type=int, default=1, help="threads that the solvers may use (%(default)s)")
-    parser.add_argument("--rounds", type=int, help="timed rounds (7; 3 with --quick)")
+    parser.add_argument("--threads", type=count, default=1, help="threads that the solvers may use (%(default)s)")
+    parser.add_argument("--rounds", type=count, help="timed rounds (7; 3 with --quick)")
     parser.add_argument(
-        "--out", type=Path, default=Path(__file__).parent / "results" / "roots.png", help="the picture; a .csv beside it"
+        "--out", type=Path, help="the picture; a .csv beside it (benchmarks/results/roots.png, roots_quick.png with --quick)"
     )
     options = parser.parse_args(given)
+    options.out = options.out or Path(__file__).parent / "results" / f"roots{'_quick' * options.quick}.png"
     rounds = options.rounds or (3 if options.quick else 7)
     sizes = (32, 64) if options.quick else (32, 64, 128, 256, 512)
     devices = ["cpu"] + (["cuda"] if torch.cuda.is_available() else [])

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from benchmarks.counts import count
 from benchmarks.gpt import loss
 from benchmarks.race import Task
 from benchmarks.schedule import WarmupCosine
@@ -50,14 +51,15 @@ def _factor(block: dict[str, Tensor], mode: str) -> Tensor:
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.save_factors", description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--steps", type=int, default=100, help="optimizer steps before the factors are taken (%(default)s)")
+    parser.add_argument("--steps", type=count, default=100, help="optimizer steps before the factors are taken (%(default)s)")
+    parser.add_argument("--out", type=Path, default=OUT, help="where they are kept (tests/data/real_factors.pt)")
     options = parser.parse_args()
     torch.set_num_threads(1)
     saved = factors(options.steps)
-    torch.save(saved, OUT)
+    torch.save(saved, options.out)
     for name, matrix in saved.items():
         print(f"{name:40} {tuple(matrix.shape)}")
-    print(f"{OUT}: {OUT.stat().st_size / 1000:.0f} kB")
+    print(f"{options.out}: {options.out.stat().st_size / 1000:.0f} kB")
 
 
 if __name__ == "__main__":

@@ -17,6 +17,7 @@ from typing import Any
 
 from tqdm import tqdm
 
+from benchmarks.counts import count
 from benchmarks.curves import aligned
 from benchmarks.machine import Machine
 from benchmarks.scale_plot import plot
@@ -70,7 +71,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     models, ranks = (QUICK_MODELS, RANKS[::3]) if options.quick else (tuple(MODELS), RANKS)
     rows = simulated(models, ranks, machine, interval=options.interval, staggered=options.staggered)
     cadence = f"roots every {options.interval} steps, {'staggered' if options.staggered else 'all at one step'}"
-    if options.quick:  # beside what the documents show, not over it
+    usual = machine == Machine() and (options.interval, options.staggered) == (10, False)
+    if options.quick or not usual:  # beside what the documents show, not over it
         options.out = options.out or QUICK.with_suffix(".png")
         options.results = options.results or QUICK
     options.out, options.results = options.out or PICTURE, options.results or RESULTS
@@ -90,7 +92,7 @@ def _said(machine: Machine, cadence: str) -> str:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="two small models, five numbers of ranks")
-    parser.add_argument("--interval", type=int, default=10, help="precondition_frequency")
+    parser.add_argument("--interval", type=count, default=10, help="precondition_frequency")
     parser.add_argument("--staggered", action="store_true", help="a turn of its own for each block")
     for field in fields(Machine):
         parser.add_argument(f"--{field.name}", type=float, default=field.default, help="see machine.py; default %(default)g")

@@ -16,6 +16,7 @@ from typing import Any
 
 import torch
 
+from benchmarks.counts import count
 from benchmarks.gpt import GPT, loss
 from benchmarks.step_floor import bare_products, factors_of, flops, traffic
 from benchmarks.step_growth import growth, plot_growth
@@ -171,7 +172,7 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
     parser.add_argument(
         "--quick", action="store_true", help="fewer repetitions, nothing compiled, no growth plot; into step_quick.json"
     )
-    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--threads", type=count, default=1)
     parser.add_argument("--results", type=Path, default=RESULTS)
     options = parser.parse_args(arguments)
     torch.set_num_threads(options.threads)

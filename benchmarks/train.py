@@ -12,6 +12,7 @@ from pathlib import Path
 from statistics import fmean
 
 import torch
+from matplotlib.figure import Figure
 
 from benchmarks.contenders import CONTENDERS, Settings
 from benchmarks.curves import Group, aligned, table, write_csv
@@ -46,6 +47,9 @@ def arguments(given: Sequence[str] | None) -> argparse.Namespace:
         options.seeds = 1 if options.quick else SEEDS
     if options.steps < 1 or options.seeds < 1 or options.threads < 1:
         parser.error("--steps, --seeds and --threads count from 1: for example --steps 300 --seeds 3")
+    known = sorted(Figure().canvas.get_supported_filetypes())
+    if options.out.suffix.removeprefix(".") not in known:
+        parser.error(f"--out {options.out}: a picture ends in one of {', '.join(known)}")
     return options
 
 

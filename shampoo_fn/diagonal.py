@@ -91,7 +91,10 @@ class Averaged(Diagonal):
 
 @dataclass(frozen=True)
 class RMSprop(Averaged):
-    """`D = u / (sqrt(v) + epsilon)`, `v <- beta2 v + (1 - beta2) g^2`; the direction of torch.optim.RMSprop (alpha = beta2)."""
+    """`D = u / (sqrt(v) + epsilon)`, `v <- beta2 v + (1 - beta2) g^2`; the direction of torch.optim.RMSprop (alpha = beta2).
+
+    Tieleman and Hinton 2012, Neural Networks for Machine Learning, lecture 6.5.
+    """
 
     beta2: Value = 0.99
     epsilon: float = 1e-8
@@ -99,7 +102,10 @@ class RMSprop(Averaged):
 
 @dataclass(frozen=True)
 class Adam(Averaged):
-    """`D = u / (sqrt(v / (1 - beta2^t)) + epsilon)`; with a bias-corrected EMA as filter, the direction of torch.optim.Adam."""
+    """`D = u / (sqrt(v / (1 - beta2^t)) + epsilon)`; with a bias-corrected EMA as filter, the direction of torch.optim.Adam.
+
+    Kingma and Ba 2015, arXiv 1412.6980, algorithm 1.
+    """
 
     corrected: ClassVar[bool] = True
 

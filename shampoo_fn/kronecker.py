@@ -152,6 +152,7 @@ class Kronecker(Preconditioner):
             if scaled and matrix is not None:
                 matrix = matrix / matrix.detach().abs().amax().clamp_min(torch.finfo(matrix.dtype).tiny)
             direction = contracted(direction, matrix)
+            del matrix  # unpacked, before the next one is
         return direction
 
     def _kept(self, matrix: Tensor) -> Tensor:

@@ -51,6 +51,9 @@ class Placement(Protocol):
         """Itself, or another in its place where its process group, or its list of groups, is no more. RuntimeError if no other
         can be."""
 
+    def refuse(self, failure: Exception) -> None:
+        """This process cannot make or load a checkpoint: tell those that wait for it to, and raise, or do nothing."""
+
     def shown(self, states: States, base: Config | None) -> States:
         """The states of all parameters as `state_dict` has them: those of the optimizer of one process."""
 
@@ -82,6 +85,9 @@ class Local:
 
     def renewed(self, groups: Groups) -> Placement:
         return self
+
+    def refuse(self, failure: Exception) -> None:
+        """Nobody waits."""
 
     def shown(self, states: States, base: Config | None) -> States:
         return states

@@ -1,6 +1,7 @@
 """The optimizer: groups of parameters, and one step of each; everything it knows is in `param_groups` and `state`."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from copy import deepcopy
 from typing import Any, Unpack, overload
 
@@ -171,9 +172,10 @@ class Shampoo(Optimizer):
 
     def state_dict(self) -> dict[str, Any]:
         """Groups and state, as in torch.optim. Where the state is sharded, every rank must call it: see `distributed/`."""
-        self._settle()  # options written since the last step
-        for group in self.param_groups:
-            check_shapes(self.__dict__.get(SHAPES, {}), group, self.state)
+        with self._told():
+            self._settle()  # options written since the last step
+            for group in self.param_groups:
+                check_shapes(self.__dict__.get(SHAPES, {}), group, self.state)
         own, shown = self.state, self.placement.shown(self.state, self._base)
         if shown is own:
             return super().state_dict()
@@ -188,23 +190,33 @@ class Shampoo(Optimizer):
 
         Raises ValueError, before anything has changed, naming the first parameter and entry that do not fit.
         """
-        state_dict = state_dict.copy()
-        for before in self._optimizer_load_state_dict_pre_hooks.values():
-            state_dict = before(self, state_dict) or state_dict
-        saved = deepcopy(state_dict["param_groups"])
-        options = {name: value for name, value in self.defaults.items() if name != "config"}
-        groups = loaded_groups(self.param_groups, saved, options)
-        owners = dict(zip(params_of(saved), params_of(groups), strict=True))
-        state: dict[Any, Any] = {}
-        for key, value in state_dict["state"].items():
-            state[owners.get(key, key)] = value if key in owners else deepcopy(value)
-        loaded = {param: state[param] for param in owners.values() if param in state}
+        with self._told():
+            state_dict = state_dict.copy()
+            for before in self._optimizer_load_state_dict_pre_hooks.values():
+                state_dict = before(self, state_dict) or state_dict
+            saved = deepcopy(state_dict["param_groups"])
+            options = {name: value for name, value in self.defaults.items() if name != "config"}
+            groups = loaded_groups(self.param_groups, saved, options)
+            owners = dict(zip(params_of(saved), params_of(groups), strict=True))
+            state: dict[Any, Any] = {}
+            for key, value in state_dict["state"].items():
+                state[owners.get(key, key)] = value if key in owners else deepcopy(value)
+            loaded = {param: state[param] for param in owners.values() if param in state}
         kept = self.placement.kept(groups, loaded, self._base)
         state |= {param: loaded_state(held, param) for param, held in kept.items()}
         fresh = type(self.state)(dict, state)
         self.__setstate__({"state": fresh, "param_groups": groups})
         for after in self._optimizer_load_state_dict_post_hooks.values():
             after(self)
+
+    @contextmanager
+    def _told(self) -> Iterator[None]:
+        """Around what this process alone does before all make or load a checkpoint together: they are told of an error."""
+        try:
+            yield
+        except Exception as error:
+            self.placement.refuse(error)
+            raise
 
     def __getstate__(self) -> dict[str, Any]:
         # tensors of their own: a view would be pickled together with the whole stack that it belongs to

@@ -102,8 +102,10 @@ def _compiled(walk: _Walk, backend: str) -> _Walk:
     graph = torch.compile(own, backend=backend, fullgraph=True, options={"guard_filter_fn": _guarded})
 
     def call(stack: Stack, config: Config, state: BlockState, blocks: Blocks, norms: Tensor | None = None) -> Any:
-        # a gradient that is not finite is masked inside the graph, and none is another graph
-        blocks = blocks._replace(all_alive=False, own=False)
+        # A gradient that is not finite is masked inside the graph, and none is another graph. Parameters come as a view of one
+        # that requires a gradient, or as a copy of several: to a graph they look alike.
+        params = None if blocks.params is None else blocks.params.detach().contiguous()
+        blocks = blocks._replace(all_alive=False, own=False, params=params)
         mark_batch(tensor for tensor in (blocks.grads, blocks.alive, blocks.params, norms) if tensor is not None)
         return graph(stack, config, state, blocks, norms)
 

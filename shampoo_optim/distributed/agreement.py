@@ -87,18 +87,21 @@ def _by_parameter(storage: Storage, numbers: Mapping[str, Sequence[int]]) -> dic
     return {name: ", ".join(map(str, sorted(each))) for name, each in found.items()}
 
 
-def steps_digest(works: Sequence[Work]) -> bytes:
-    """A fingerprint of the parameters, their steps, and the numbers that a schedule may change."""
+def steps_digest(works: Sequence[Work], failures: Sequence[int]) -> bytes:
+    """A fingerprint of the parameters, their steps, the numbers that a schedule may change, and which calls have failed."""
     return digest(
         [
-            (
-                work.storage.names,
-                work.storage.key,
-                work.maximize,
-                [_short(steps) for steps in host_steps(work.storage).values()],  # by stack, whose keys name this rank's device
-                _dials(work.storage),
-            )
-            for work in works
+            tuple(failures),
+            *(
+                (
+                    work.storage.names,
+                    work.storage.key,
+                    work.maximize,
+                    [_short(steps) for steps in host_steps(work.storage).values()],  # by stack: keys name this rank's device
+                    _dials(work.storage),
+                )
+                for work in works
+            ),
         ]
     )
 

@@ -124,6 +124,9 @@ class ExactShards:
         self._peers.renewed()
         return self if groups is self._groups else ExactShards(groups, self._mesh, self._dtype)
 
+    def refuse(self, failure: Exception) -> None:
+        self._shares.refuse(failure)
+
     def shown(self, states: States, base: Config | None) -> States:
         return self._shares.shown(states, base, self._mesh)
 

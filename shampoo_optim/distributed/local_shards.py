@@ -59,6 +59,9 @@ class LocalShards:
         self._peers.renewed()
         return self if groups is self._groups else LocalShards(groups, self._mesh)
 
+    def refuse(self, failure: Exception) -> None:
+        self._here.refuse(failure)
+
     def shown(self, states: States, base: Config | None) -> States:
         params = {(number, name): p for number in range(len(self._groups)) for name, p in named(self._groups, number).items()}
         mine = {at: _described(states[param]) for at, param in params.items() if states.get(param)}

@@ -119,13 +119,12 @@ class Peers(NamedTuple):
 
         return arrived
 
-    def trade(self, mine: Tensor, sizes: Sequence[int], theirs: Sequence[int]) -> Tensor:
-        """Bytes for each rank, `sizes` of them in order, to that rank; the bytes that all ranks have for this one, `theirs`."""
-        incoming = mine.new_empty(sum(theirs))
+    def trade(self, incoming: Tensor, mine: Tensor, theirs: Sequence[int], sizes: Sequence[int]) -> None:
+        """Bytes for each rank, `sizes` of them in order, to that rank; those of all for this one, `theirs`, into `incoming`."""
         if self.group is None:
-            return incoming.copy_(mine)
-        _named(lambda: dist.all_to_all_single(incoming, mine, list(theirs), list(sizes), self.group))
-        return incoming
+            incoming.copy_(mine)
+        else:
+            _named(lambda: dist.all_to_all_single(incoming, mine, list(theirs), list(sizes), self.group))
 
     def gather_objects(self, mine: Any) -> list[Any]:
         """Any picklable value of each rank: for error messages."""

@@ -31,10 +31,11 @@ def packed(sent: Lists, received: Lists, peers: Peers) -> Callable[[], None]:
     outgoing = torch.empty(sum(map(size_of, sent)), dtype=torch.uint8, device=peers.device(device))
     for view, tensor in _places(sent, outgoing):
         view.copy_(tensor)
-    sizes = [size_of(each) for each in sent]
+    sizes, theirs = ([size_of(each) for each in way] for way in (sent, received))
+    incoming = outgoing.new_empty(sum(theirs))
 
     def trade() -> None:
-        incoming = peers.trade(outgoing, sizes, [size_of(each) for each in received])
+        peers.trade(incoming, outgoing, theirs, sizes)
         for view, tensor in _places(received, incoming):
             tensor.copy_(view)
 

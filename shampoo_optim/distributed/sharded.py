@@ -117,6 +117,9 @@ class OwnBlocks:
         same = peers is self._peers and groups is self._groups
         return self if same else OwnBlocks(groups, peers, self._dtype)
 
+    def refuse(self, failure: Exception) -> None:
+        self._shares.refuse(failure)
+
     def shown(self, states: States, base: Config | None) -> States:
         return self._shares.shown(states, base, self._mesh())
 
@@ -149,8 +152,9 @@ class OwnBlocks:
             for box in boxes:
                 outgoing[start : start + len(box.buffer)] = box.buffer
                 start += len(box.buffer)
+        arriving = self._peers.gather(outgoing)
         self._boxes = ()  # from here on nothing is left to tell the others
-        received = self._peers.gather(outgoing)()
+        received = arriving()
         check_statuses(self._peers, received[:, 0], failure)
         rows = [row[STATUS : STATUS + sum(own)].split(own) for row, own in zip(received, sizes, strict=True)]
         return [[row[i].to(box.buffer.device) for row in rows] for i, box in enumerate(boxes)]

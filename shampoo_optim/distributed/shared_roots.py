@@ -54,7 +54,8 @@ class SharedRoots:
         self._departing: list[Started] = []
         self._arriving: list[Started] = []
         self._failing: set[tuple[str, str]] = set()  # parameters and factors
-        self._failed = "nothing"  # what made this rank's step fail
+        self._failures: list[int] = []  # the calls that failed here
+        self._failed = "nothing"  # what made the last of them fail
 
     def storage(self, members: Members) -> Storage:
         return Storage(members)
@@ -67,13 +68,14 @@ class SharedRoots:
 
     @contextmanager
     def together(self, prepare: Callable[[], list[Work]], base: Config | None) -> Iterator[list[Work]]:
-        call, self._failed = self._call, "nothing"
+        call = self._call
         try:
             yield prepare()
         except (RanksLost, RanksDiffer):  # none can be told, or all know
             raise
         except Exception as error:
             self._failed = f"{type(error).__name__}: {error}"
+            self._failures.append(call + 1)
             self._excuse(counted=self._call > call)
             raise
 
@@ -85,10 +87,15 @@ class SharedRoots:
             self.due([])
         if self._meets and self._met < self._call:
             self.refresh([])
+        elif any(map(self._departs, self._departing)):
+            self._move([])
 
     def renewed(self, groups: Groups) -> Placement:
         self._groups, peers = groups, self._peers.renewed()
         return self if peers is self._peers else SharedRoots(groups, peers, self._dtype, self._lag)
+
+    def refuse(self, failure: Exception) -> None:
+        self._here.refuse(failure)
 
     def shown(self, states: States, base: Config | None) -> States:
         return self._here.shown(states, base)
@@ -140,7 +147,7 @@ class SharedRoots:
         else:
             solved = partial(str, solve_into(segment, seating, asked, limit))
         share = self._register.next_share(self._call)
-        self._departing.append(Started(flight, segment, solved, steps_digest(works), share))
+        self._departing.append(Started(flight, segment, solved, steps_digest(works, self._failures), share))
         self._met = self._call
         return flight.seats
 
@@ -150,9 +157,9 @@ class SharedRoots:
     def _move(self, works: Sequence[Work]) -> None:
         """Let leave what is to leave at this call, and put into use what is to arrive."""
         while self._departing and self._departs(self._departing[0]):
-            started = self._departing.pop(0)
+            started = self._departing[0]
             started.flight.depart(started.segment, self._peers, started.digest, started.solved())
-            self._arriving.append(started)
+            self._arriving.append(self._departing.pop(0))  # now that the others need not wait any more
         while self._arriving and self._call >= self._arriving[0].flight.call + self._lag:
             flight, *_, share = self._arriving.pop(0)
             check_same(self._peers, flight.digests(), lambda: failure_described(self._failed) | steps_described(works))

@@ -51,7 +51,8 @@ class Shares:
         return storage
 
     def shown(self, states: States, base: Config | None, mesh: DeviceMesh) -> States:
-        """All entries of every parameter that has a state. Collective."""
+        """All entries of every parameter that has a state. Collective; an error on all ranks if one cannot take part."""
+        self._tell(None, self._stateful(self._groups, states, base), "make a checkpoint")
         found = dict(states)
         for share, name, param in self._members(self._groups, base):
             if states.get(param):
@@ -67,22 +68,34 @@ class Shares:
                 found[param] = kept(states[param], entries_of(name, *share), self._peers, mesh)
         return found
 
+    def refuse(self, failure: Exception) -> None:
+        """Tell the ranks, which are about to make or to load a checkpoint, that this one cannot, and raise."""
+        self._tell(failure, [], "take part")
+
     def _check(self, groups: Groups, states: States, base: Config | None) -> None:
-        failure, stateful = None, [name for _, name, param in self._members(groups, base) if states.get(param)]
+        failure, stateful = None, list[str]()
         try:
+            stateful = self._stateful(groups, states, base)
             check_states(groups, states, base)
-        except ValueError as error:
+        except Exception as error:  # noqa: BLE001  # whatever it is, the other ranks wait for this one
             failure = error
+        self._tell(failure, stateful, "load its checkpoint")
+
+    def _stateful(self, groups: Groups, states: States, base: Config | None) -> list[str]:
+        return [name for _, name, param in self._members(groups, base) if states.get(param)]
+
+    def _tell(self, failure: Exception | None, stateful: list[str], what: str) -> None:
+        """Raise on every rank unless all can, with states of the same parameters. Collective."""
         said = self._peers.gather_objects((None if failure is None else str(failure), stateful))
         if failure is not None:
             raise failure
         for rank, (text, theirs) in enumerate(said):
             if text is not None:
-                raise ValueError(f"rank {rank} cannot load its checkpoint, so no rank does: {text}")
+                raise ValueError(f"rank {rank} cannot {what}, so no rank does: {text}")
             if theirs != stateful:
                 differing = sorted({*theirs} ^ {*stateful}) or theirs
                 raise ValueError(
-                    f"rank {rank} loads a state of other parameters than this rank: {differing[0]!r} and perhaps more"
+                    f"rank {rank} has a state of other parameters than this rank: {differing[0]!r} and perhaps more"
                 )
 
     def _members(self, groups: Groups, base: Config | None) -> Iterator[tuple[Share, str, Tensor]]:

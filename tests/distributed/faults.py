@@ -11,6 +11,7 @@ import torch.distributed as dist
 from torch.nn import Parameter
 
 import shampoo_optim.distributed.solving as solving
+import shampoo_optim.stepping as stepping
 from shampoo_fn import Solve, batched
 from shampoo_fn.roots.solver import Roots
 from shampoo_fn.solve import Job
@@ -137,9 +138,28 @@ def refused_gradient(at: int) -> Outcome:
     return outcome(step, 12)
 
 
-def raising_closure(at: int) -> Outcome:
-    """The closure of rank 1 raises at one step, and rank 1 goes on."""
+def failing_half(at: int) -> Outcome:
+    """Rank 1 has no memory in the second half of one step, in which it counted as all did, and goes on."""
     params, optimizer = build(PLAIN, Scattered())
+    move = stepping._move
+
+    def failing(*args: Any) -> None:
+        raise MemoryError("no room for updates")
+
+    def step(number: int) -> None:
+        stepping._move = failing if number == at and dist.get_rank() == 1 else move  # type: ignore[assignment]
+        try:
+            take(optimizer, params, grads_for(params, number)[-1])
+        except MemoryError:
+            assert number == at
+        dist.barrier()
+
+    return outcome(step, 12)
+
+
+def raising_closure(at: int, lag: int = 0) -> Outcome:
+    """The closure of rank 1 raises at one step, and rank 1 goes on."""
+    params, optimizer = build(PLAIN, Scattered(lag=lag))
 
     def step(number: int) -> None:
         grads = grads_for(params, number)[-1]
@@ -156,6 +176,27 @@ def raising_closure(at: int) -> Outcome:
         except MemoryError:
             assert number == at
         dist.barrier()
+
+    return outcome(step, 12)
+
+
+def failing_alike() -> Outcome:
+    """The closures of all ranks raise at one step, each with words of its own."""
+    params, optimizer = build(PLAIN, Scattered())
+    grads = grads_for(params, 12)
+
+    def step(number: int) -> None:
+        def closure() -> float:
+            if number == 3:
+                raise MemoryError(f"rank {dist.get_rank()} has no more data")
+            for name, param in params.items():
+                param.grad = grads[number - 1][name]
+            return 0.0
+
+        try:
+            optimizer.step(closure)
+        except MemoryError:
+            assert number == 3
 
     return outcome(step, 12)
 

@@ -8,6 +8,8 @@ import pytest
 from shampoo_optim.distributed import Scattered
 from tests.distributed.faults import (
     absent_rank,
+    failing_alike,
+    failing_half,
     failing_root,
     gradient_missing,
     idle,
@@ -33,15 +35,30 @@ def test_a_gradient_that_is_missing_on_one_rank_is_an_error_on_every_rank(at: in
         assert seconds < 10
 
 
-@pytest.mark.parametrize(("at", "raised"), [(1, 1), (3, 5), (5, 5)])
 @pytest.mark.parametrize(
-    ("fault", "named"), [(refused_gradient, "FloatingPointError"), (raising_closure, "MemoryError: no room for")]
+    ("fault", "at", "raised", "named"),
+    [
+        *((refused_gradient, *when, "FloatingPointError: gradient 'second'") for when in ((1, 1), (3, 5), (5, 5))),
+        *((raising_closure, *when, "MemoryError: no room for gradient") for when in ((1, 1), (3, 5), (5, 5))),
+        (failing_half, 3, 5, "MemoryError: no room for updates"),
+        (failing_half, 5, 10, "MemoryError: no room for updates"),  # in a step whose roots have been exchanged
+    ],
 )
-def test_a_step_that_fails_on_one_rank_alone_is_an_error_on_every_rank(fault: Any, named: str, at: int, raised: int) -> None:
-    failed = f"the ranks disagree on the step: failure, rank 1: {named}"
+def test_a_step_that_fails_on_one_rank_alone_is_an_error_on_every_rank(fault: Any, at: int, raised: int, named: str) -> None:
     for step, said in spawned(fault, 3, at):
         assert step == raised
-        assert said.startswith(failed if at == raised else "the ranks disagree on parameter 'first': steps, rank 1: 4")
+        assert said.startswith(f"the ranks disagree on the step: failure, rank 1: {named}")
+
+
+@pytest.mark.parametrize("at", [5, 6, 7])
+def test_so_is_one_while_roots_are_on_their_way(at: int) -> None:
+    for step, said in spawned(raising_closure, 2, at, 2):
+        assert 7 <= step <= 12
+        assert "MemoryError: no room for gradient" in said
+
+
+def test_a_step_that_fails_on_all_ranks_alike_is_no_disagreement() -> None:
+    assert spawned(failing_alike, 2) == [(0, "")] * 2
 
 
 def test_steps_in_inference_mode_and_outside_of_it_are_those_of_one_rank() -> None:

@@ -2,9 +2,11 @@
 
 from collections.abc import Callable
 from copy import deepcopy
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 import torch.distributed as dist
 from torch import nn
@@ -146,8 +148,8 @@ def test_a_checkpoint_that_fits_on_one_rank_alone_is_an_error_on_all() -> None:
     first, second = spawned(loaded, 2)
     assert first[0].startswith("ValueError: rank 1 cannot load its checkpoint, so no rank does: parameter 'first'")
     assert second[0].startswith("ValueError: parameter 'first': the checkpoint has 'step' of shape (3,)")
-    assert first[1].startswith("ValueError: rank 1 loads a state of other parameters than this rank: 'second'")
-    assert second[1].startswith("ValueError: rank 0 loads a state of other parameters than this rank: 'second'")
+    assert first[1].startswith("ValueError: rank 1 has a state of other parameters than this rank: 'second'")
+    assert second[1].startswith("ValueError: rank 0 has a state of other parameters than this rank: 'second'")
 
 
 def loaded() -> list[str]:
@@ -160,6 +162,64 @@ def loaded() -> list[str]:
             change(given["state"])
         found.append(said_by(lambda given=given: optimizer.load_state_dict(given)))
     return found
+
+
+def test_what_one_rank_cannot_load_or_save_is_an_error_on_all() -> None:
+    wanted = ("the checkpoint has 2 parameter groups, not 1", "betas=(0.9,): must be a pair", "betas=(0.9,): must be a pair")
+    for rank, of_modes in enumerate(spawned(refused_checkpoints, 2)):
+        for said in of_modes:
+            for each, reason in zip(said, wanted, strict=True):
+                assert each.startswith("ValueError: rank 1 cannot " if rank == 0 else "ValueError: ")
+                assert reason in each
+
+
+def refused_checkpoints() -> list[list[str]]:
+    odd = dist.get_rank() == 1
+    found = []
+    for mode in ("sharded", "exact"):
+        optimizer = stepped(mode)
+        saved = optimizer.state_dict()
+        more = saved | {"param_groups": [*saved["param_groups"], {"params": []}]} if odd else saved
+        group = saved["param_groups"][0]
+        other = saved | {"param_groups": [group | {"betas": (0.9,)}]} if odd else saved
+        said = [said_by(partial(optimizer.load_state_dict, given)) for given in (more, other)]
+        if odd:
+            optimizer.param_groups[0]["betas"] = (0.9,)
+        found.append([*said, said_by(optimizer.state_dict)])
+    return found
+
+
+@pytest.mark.parametrize("mode", ["sharded", "exact"])
+def test_no_memory_for_what_arrives_is_an_error_on_all(mode: str) -> None:
+    for said in spawned(without_room, 2, mode):
+        assert said.startswith("StepFailed: the step failed on rank 1: MemoryError: no room to receive")
+
+
+def without_room(mode: str) -> str:
+    """What the second step says if rank 1 has no memory, once, to receive the updates."""
+    module = model_for(mode)
+    optimizer = optimizer_for(mode, module)
+    give(module, GRADS[0])
+    optimizer.step()
+    give(module, GRADS[1])
+    place = optimizer.placement
+    if dist.get_rank() == 1:
+        name = "_gathered" if mode == "sharded" else "_returned"
+        whole, made = getattr(place, name), torch.Tensor.new_empty
+
+        def once(tensor: torch.Tensor, *args: Any, **options: Any) -> torch.Tensor:
+            if tensor.dtype == torch.uint8:
+                torch.Tensor.new_empty = made  # type: ignore[method-assign]
+                raise MemoryError("no room to receive")
+            return made(tensor, *args, **options)
+
+        def returned(failure: Exception | None) -> Any:
+            if failure is None:
+                torch.Tensor.new_empty = once  # type: ignore[assignment]
+            return whole(failure)
+
+        setattr(place, name, returned)
+    return said_by(optimizer.step)
 
 
 def test_a_look_before_there_are_processes_decides_nothing(tmp_path: Path) -> None:

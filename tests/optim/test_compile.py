@@ -74,6 +74,18 @@ def test_neither_a_missing_gradient_nor_one_that_is_not_finite_is_another_graph(
     assert_equal_run(ours, theirs)
 
 
+@pytest.mark.parametrize("options", [{}, {"adam_w_mode": False}], ids=["decoupled", "L2"])
+def test_with_decay_a_chunk_of_one_parameter_and_one_of_several_share_their_graphs(options: dict[str, Any]) -> None:
+    shapes = {"wide": (4, 8), "wider": (4, 12)}  # cut along their second dimension
+    ours, theirs = pair(shapes, weight_decay=0.1, max_preconditioner_dim=4, merge_dims=False, **options)
+    grads = grads_for(ours[0], 3)
+    steps = [{"wide": grads[0]["wide"]}, {"wider": grads[1]["wider"]}, grads[2]]
+    for params, optimizer in (ours, theirs):
+        walk(optimizer, params, steps)
+    assert len(GRAPHS) == 2
+    assert_equal_run(ours, theirs)
+
+
 def test_a_run_that_resumes_without_some_gradients_needs_no_other_graphs() -> None:
     params = parameters(torch.float64, SHAPES)
     first, second = grads_for(params, 2)
