@@ -8,8 +8,7 @@ from torch import Tensor
 from torch.nn import Parameter
 from torch.optim import Optimizer
 
-from tests.optim.support import parameters, snapshot, walk
-from tests.support import SHAPES
+from tests.optim.support import SHAPES, parameters, snapshot, walk
 
 Make = Callable[..., Optimizer]  # Make(params, lr=..., weight_decay=..., maximize=...)
 Check = Callable[[Make], None]
