@@ -12,14 +12,23 @@ from shampoo_fn import Config, init_state
 from shampoo_fn.layout import layout
 from shampoo_optim.configuration import at_any_rate
 from shampoo_optim.entries import Entries, as_tensor, check_entries, entries
-from shampoo_optim.groups import real
+from shampoo_optim.groups import params_of, real
 from shampoo_optim.naming import parameter_name
 from shampoo_optim.options import DEFAULTS, NO_CONFIG, plain
 
 Group = dict[str, Any]
 
 
-def loaded_groups(groups: list[Group], saved: list[Group], defaults: Group) -> list[Group]:
+def matched(state_dict: Mapping[str, Any], groups: list[Group], defaults: Group) -> tuple[list[Group], dict[Any, Any]]:
+    """The groups as the checkpoint has them, and its states by present parameter, or by whatever other key they have."""
+    saved = deepcopy(state_dict["param_groups"])
+    found = _groups(groups, saved, defaults)
+    owners = dict(zip(params_of(saved), params_of(found), strict=True))
+    states = state_dict["state"].items()
+    return found, {owners.get(key, key): value if key in owners else deepcopy(value) for key, value in states}
+
+
+def _groups(groups: list[Group], saved: list[Group], defaults: Group) -> list[Group]:
     """The saved groups with the parameters of the present ones; an option that was not saved keeps its default."""
     if len(groups) != len(saved):
         raise ValueError(f"the checkpoint has {len(saved)} parameter groups, not {len(groups)}: it is of another model")

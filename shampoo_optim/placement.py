@@ -52,7 +52,7 @@ class Placement(Protocol):
         can be."""
 
     def refuse(self, failure: Exception) -> None:
-        """This process cannot make or load a checkpoint: tell those that wait for it to, and raise, or do nothing."""
+        """This process cannot make or load a checkpoint: tell those that wait for it to, if there are any."""
 
     def shown(self, states: States, base: Config | None) -> States:
         """The states of all parameters as `state_dict` has them: those of the optimizer of one process."""

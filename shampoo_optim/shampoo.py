@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from copy import deepcopy
 from typing import Any, Unpack, overload
 
 import torch
@@ -14,7 +13,7 @@ from shampoo_fn import Config
 from shampoo_fn.validate import require
 from shampoo_optim.configuration import configured, initial_rate
 from shampoo_optim.groups import params_of
-from shampoo_optim.loading import complete, loaded_groups, loaded_state
+from shampoo_optim.loading import complete, loaded_state, matched
 from shampoo_optim.migrate import FROM_OTHERS, options_like
 from shampoo_optim.naming import warn_of_embedding
 from shampoo_optim.options import DEFAULTS, NO_CONFIG, Options, plain
@@ -194,14 +193,9 @@ class Shampoo(Optimizer):
             state_dict = state_dict.copy()
             for before in self._optimizer_load_state_dict_pre_hooks.values():
                 state_dict = before(self, state_dict) or state_dict
-            saved = deepcopy(state_dict["param_groups"])
             options = {name: value for name, value in self.defaults.items() if name != "config"}
-            groups = loaded_groups(self.param_groups, saved, options)
-            owners = dict(zip(params_of(saved), params_of(groups), strict=True))
-            state: dict[Any, Any] = {}
-            for key, value in state_dict["state"].items():
-                state[owners.get(key, key)] = value if key in owners else deepcopy(value)
-            loaded = {param: state[param] for param in owners.values() if param in state}
+            groups, state = matched(state_dict, self.param_groups, options)
+            loaded = {param: state[param] for param in params_of(groups) if param in state}
         kept = self.placement.kept(groups, loaded, self._base)
         state |= {param: loaded_state(held, param) for param, held in kept.items()}
         fresh = type(self.state)(dict, state)

@@ -54,8 +54,7 @@ class SharedRoots:
         self._departing: list[Started] = []
         self._arriving: list[Started] = []
         self._failing: set[tuple[str, str]] = set()  # parameters and factors
-        self._failures: list[int] = []  # the calls that failed here
-        self._failed = "nothing"  # what made the last of them fail
+        self._failures: dict[int, str] = {}  # by call that failed here, as long as not all agree that it did: what was raised
 
     def storage(self, members: Members) -> Storage:
         return Storage(members)
@@ -74,8 +73,7 @@ class SharedRoots:
         except (RanksLost, RanksDiffer):  # none can be told, or all know
             raise
         except Exception as error:
-            self._failed = f"{type(error).__name__}: {error}"
-            self._failures.append(call + 1)
+            self._failures[call + 1] = f"{type(error).__name__}: {error}"
             self._excuse(counted=self._call > call)
             raise
 
@@ -127,6 +125,10 @@ class SharedRoots:
         self._move(works)
 
     @property
+    def _failed(self) -> str:
+        return next(reversed(self._failures.values()), "nothing")
+
+    @property
     def _meets(self) -> bool:
         """Whether a refresh is started at this call: roots are due, or the ranks have not compared notes for a while."""
         return bool(self._seats[0]) or self._call - self._met >= NOTES
@@ -147,7 +149,7 @@ class SharedRoots:
         else:
             solved = partial(str, solve_into(segment, seating, asked, limit))
         share = self._register.next_share(self._call)
-        self._departing.append(Started(flight, segment, solved, steps_digest(works, self._failures), share))
+        self._departing.append(Started(flight, segment, solved, steps_digest(works, list(self._failures)), share))
         self._met = self._call
         return flight.seats
 
@@ -163,6 +165,7 @@ class SharedRoots:
         while self._arriving and self._call >= self._arriving[0].flight.call + self._lag:
             flight, *_, share = self._arriving.pop(0)
             check_same(self._peers, flight.digests(), lambda: failure_described(self._failed) | steps_described(works))
+            self._failures = {call: raised for call, raised in self._failures.items() if call >= flight.call}
             self._register.share = share
             flight.install(self._register.directory)
             self._warn(flight)

@@ -1,6 +1,6 @@
 """What each rank holds of an optimizer whose state is sharded: stacked state of its own blocks, and how checkpoints see it."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import NamedTuple
 from weakref import WeakKeyDictionary
@@ -30,6 +30,9 @@ class Share(NamedTuple):
     ownership: Ownership
 
 
+Member = tuple[Share, str, Tensor]  # who owns what of its group; its name; a parameter that has a state
+
+
 class Shares:
     """Who owns what of all groups, as seen by one rank."""
 
@@ -52,56 +55,46 @@ class Shares:
 
     def shown(self, states: States, base: Config | None, mesh: DeviceMesh) -> States:
         """All entries of every parameter that has a state. Collective; an error on all ranks if one cannot take part."""
-        self._tell(None, self._stateful(self._groups, states, base), "make a checkpoint")
-        found = dict(states)
-        for share, name, param in self._members(self._groups, base):
-            if states.get(param):
-                found[param] = shown(states[param], entries_of(name, *share), self._peers, mesh)
-        return found
+        members = self._stateful(self._groups, states, base)
+        self._agree(members, "make a checkpoint")
+        found = {param: shown(states[param], entries_of(name, *share), self._peers, mesh) for share, name, param in members}
+        return {**states, **found}
 
     def kept(self, groups: Groups, states: States, base: Config | None, mesh: DeviceMesh) -> States:
         """Of all entries, those of the blocks that this rank owns. Collective; ValueError on all ranks if some do not fit."""
-        self._check(groups, states, base)
-        found = dict(states)
-        for share, name, param in self._members(groups, base):
-            if states.get(param):
-                found[param] = kept(states[param], entries_of(name, *share), self._peers, mesh)
-        return found
+        try:
+            members = self._stateful(groups, states, base)
+            check_states(groups, states, base)
+        except Exception as error:
+            self.refuse(error)
+            raise
+        self._agree(members, "load its checkpoint")
+        found = {param: kept(states[param], entries_of(name, *share), self._peers, mesh) for share, name, param in members}
+        return {**states, **found}
 
     def refuse(self, failure: Exception) -> None:
-        """Tell the ranks, which are about to make or to load a checkpoint, that this one cannot, and raise."""
-        self._tell(failure, [], "take part")
+        """Tell the ranks, which are about to make or to load a checkpoint, that this one cannot."""
+        self._peers.gather_objects((str(failure), []))
 
-    def _check(self, groups: Groups, states: States, base: Config | None) -> None:
-        failure, stateful = None, list[str]()
-        try:
-            stateful = self._stateful(groups, states, base)
-            check_states(groups, states, base)
-        except Exception as error:  # noqa: BLE001  # whatever it is, the other ranks wait for this one
-            failure = error
-        self._tell(failure, stateful, "load its checkpoint")
-
-    def _stateful(self, groups: Groups, states: States, base: Config | None) -> list[str]:
-        return [name for _, name, param in self._members(groups, base) if states.get(param)]
-
-    def _tell(self, failure: Exception | None, stateful: list[str], what: str) -> None:
+    def _agree(self, members: Sequence[Member], what: str) -> None:
         """Raise on every rank unless all can, with states of the same parameters. Collective."""
-        said = self._peers.gather_objects((None if failure is None else str(failure), stateful))
-        if failure is not None:
-            raise failure
-        for rank, (text, theirs) in enumerate(said):
+        mine = [name for _, name, _ in members]
+        for rank, (text, theirs) in enumerate(self._peers.gather_objects((None, mine))):
             if text is not None:
                 raise ValueError(f"rank {rank} cannot {what}, so no rank does: {text}")
-            if theirs != stateful:
-                differing = sorted({*theirs} ^ {*stateful}) or theirs
+            if theirs != mine:
+                differing = sorted({*theirs} ^ {*mine}) or theirs
                 raise ValueError(
                     f"rank {rank} has a state of other parameters than this rank: {differing[0]!r} and perhaps more"
                 )
 
-    def _members(self, groups: Groups, base: Config | None) -> Iterator[tuple[Share, str, Tensor]]:
-        for number, share in enumerate(shares(groups, base, self._peers.size)):
-            for name, param in named(groups, number).items():
-                yield share, name, param
+    def _stateful(self, groups: Groups, states: States, base: Config | None) -> list[Member]:
+        return [
+            (share, name, param)
+            for number, share in enumerate(shares(groups, base, self._peers.size))
+            for name, param in named(groups, number).items()
+            if states.get(param)
+        ]
 
 
 def shares(groups: Groups, base: Config | None, ranks: int) -> list[Share]:
