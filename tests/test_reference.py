@@ -139,7 +139,7 @@ def as_magnitude(grafting: dict[str, Any] | None) -> Preconditioner | None:
 
 def trajectory(case: dict[str, Any], arrays: Any) -> list[np.ndarray]:
     """Each of our parameters after each step."""
-    steps = len(arrays["g_0"])
+    steps = compared_steps(case, arrays)
     config = as_config(case["settings"], case["lr"] or [case["settings"]["lr"]] * steps)
     params = {str(i): torch.from_numpy(arrays[f"p0_{i}"]) for i in range(case["n_params"])}
     state = init_state(params, config)
@@ -152,6 +152,11 @@ def trajectory(case: dict[str, Any], arrays: Any) -> list[np.ndarray]:
         for name, param in params.items():
             path[name].append(param.numpy())
     return [np.stack(points) for points in path.values()]
+
+
+def compared_steps(case: dict[str, Any], arrays: Any) -> int:
+    """All in float64; in float32, where the operations are the same, those until every cadence has had its second roots."""
+    return len(arrays["g_0"]) if case["dtype"] == "float64" else 10
 
 
 def deviation(ours: np.ndarray, theirs: np.ndarray, start: np.ndarray) -> float:
@@ -172,9 +177,10 @@ def test_we_go_the_way_of_the_reference(case: dict[str, Any]) -> None:
         left_out = PARAMETERS_LEFT_OUT.get((case["id"], case["dtype"]), {})
         compared = [i for i in range(case["n_params"]) if i not in left_out and case["sens"][i] <= 1e-2]
         assert compared, "every parameter is chaotic or left out: the case says nothing"
-        errors = {i: deviation(ours[i], arrays[f"x_{i}"], arrays[f"p0_{i}"]) for i in compared}
+        theirs = [arrays[f"x_{i}"][: len(ours[i])] for i in range(case["n_params"])]
+        errors = {i: deviation(ours[i], theirs[i], arrays[f"p0_{i}"]) for i in compared}
         assert errors == {i: pytest.approx(0.0, abs=tolerance(case, i)) for i in compared}
-        agreeing = [i for i in left_out if deviation(ours[i], arrays[f"x_{i}"], arrays[f"p0_{i}"]) <= tolerance(case, i)]
+        agreeing = [i for i in left_out if deviation(ours[i], theirs[i], arrays[f"p0_{i}"]) <= tolerance(case, i)]
         assert not agreeing, "left out without need"
 
 

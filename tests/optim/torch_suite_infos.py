@@ -24,26 +24,26 @@ theirs = _imported()
 
 
 def _inputs(device: str, dtype: torch.dtype | None = None) -> list[Any]:
+    # Each value of each option once, two or three in a row: PyTorch itself has five to nine rows for an optimizer.
+    grafted = {kind: {"grafting_type": kind, "grafting_beta2": 0.99} for kind in GraftingType}
     configurations: dict[str, dict[str, Any]] = {
         "default": {},
-        "tensor lr": {"lr": torch.tensor(0.01)},
-        "weight decay": {"weight_decay": 0.1},
-        "maximize": {"maximize": True},
-        "maximize, weight decay": {"maximize": True, "weight_decay": 0.1},
-        "L2": {"weight_decay": 0.1, "adam_w_mode": False},
-        "no filter, sums": {"betas": (0.0, 1.0)},
-        "Nesterov": {"momentum": 0.5, "dampening": 0.1, "use_nesterov": True},
-        "blocks": {"max_preconditioner_dim": 4, "merge_dims": False},
-        "diagonal factors": {"max_preconditioner_dim": 4, "large_dim_method": "diagonal"},
-        "vectors": {"vectors": "full", "exponent": None, "epsilon": 1e-8},
-        "coupled Newton": {"root_inv_method": "coupled_newton"},
-        "cadence": {"precondition_frequency": 3, "start_preconditioning_step": 5},
-        "turns": {"precondition_frequency": 3, "start_preconditioning_step": 3, "staggered": True},
-        "dtypes": {"preconditioner_dtype": torch.float64, "root_inv_dtype": torch.float32},
-    }
-    # RMS is the default
-    kinds = [kind for kind in GraftingType if kind is not GraftingType.RMS]
-    configurations |= {kind.name: {"grafting_type": kind, "grafting_beta2": 0.99} for kind in kinds}
+        "tensor lr, maximize, SGD": {"lr": torch.tensor(0.01), "maximize": True} | grafted[GraftingType.SGD],
+        "weight decay, blocks": {"weight_decay": 0.1, "max_preconditioner_dim": 4, "merge_dims": False},
+        "maximize, weight decay, no filter": {"maximize": True, "weight_decay": 0.1, "betas": (0.0, 1.0)},
+        "L2, RMSprop": {"weight_decay": 0.1, "adam_w_mode": False} | grafted[GraftingType.RMSPROP],
+        "Nesterov, not grafted": {"momentum": 0.5, "dampening": 0.1, "use_nesterov": True} | grafted[GraftingType.NONE],
+        "diagonals, Adagrad": {"max_preconditioner_dim": 4, "large_dim_method": "diagonal"} | grafted[GraftingType.ADAGRAD],
+        "vectors, coupled Newton": {"vectors": "full", "exponent": None, "epsilon": 1e-8, "root_inv_method": "coupled_newton"},
+        "cadence, Adam": {"precondition_frequency": 3, "start_preconditioning_step": 5} | grafted[GraftingType.ADAM],
+        "turns, dtypes": {
+            "precondition_frequency": 3,
+            "start_preconditioning_step": 3,
+            "staggered": True,
+            "preconditioner_dtype": torch.float64,
+            "root_inv_dtype": torch.float32,
+        },
+    }  # fmt: skip
     return [theirs.OptimizerInput(params=None, kwargs=kwargs, desc=name) for name, kwargs in configurations.items()]
 
 

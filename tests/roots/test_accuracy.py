@@ -19,7 +19,8 @@ from tests.roots.suite import (
     whitening_errors,
 )
 
-SIZES = (32, 128)
+SIZES = (32, 97)
+ROOTS = [(32, 2), (32, 4), (32, 6), (32, 8), (97, 2), (97, 4)]  # n, p
 
 
 @pytest.mark.parametrize("p", [2, 4])
@@ -43,16 +44,14 @@ def test_the_default_on_a_cpu_is_right_to_nine_digits(n: int, p: int, ridge: flo
     assert root_errors(Eigh(relative_epsilon=ridge), matrices, 1 / p).max() <= bound
 
 
-@pytest.mark.parametrize("p", [2, 4, 6, 8])
-@pytest.mark.parametrize("n", SIZES)
+@pytest.mark.parametrize(("n", "p"), ROOTS)
 def test_minimax_in_float32(n: int, p: int) -> None:
     assert root_errors(Minimax(), factors(n), 1 / p).max() <= 5e-3
     assert whitening_errors(Minimax(), factors(n), p).max() <= 5e-3
 
 
 @pytest.mark.parametrize("ridge", [1e-6, 1e-8])
-@pytest.mark.parametrize("p", [2, 4, 6, 8])
-@pytest.mark.parametrize("n", SIZES)
+@pytest.mark.parametrize(("n", "p"), ROOTS)
 def test_minimax_in_float64(n: int, p: int, ridge: float) -> None:
     matrices = factors(n, torch.float64 if ridge < 1e-6 else torch.float32)
     solver = Minimax(relative_epsilon=ridge, dtype=torch.float64)
@@ -73,14 +72,14 @@ def test_minimax_reaches_the_tolerance_asked_for(tolerance: float) -> None:
 @pytest.mark.parametrize("split", ["float16", "bfloat16"])
 def test_minimax_on_half_precision_parts(split: str) -> None:
     solver = Minimax(relative_epsilon={"float16": 1e-6, "bfloat16": 1e-4}[split], split=split)  # type: ignore[arg-type]
-    assert root_errors(solver, factors(128), 1 / 4).max() <= 5e-3
-    assert whitening_errors(solver, factors(128), 4).max() <= 5e-3
+    assert root_errors(solver, factors(97), 1 / 4).max() <= 5e-3
+    assert whitening_errors(solver, factors(97), 4).max() <= 5e-3
 
 
 @pytest.mark.parametrize("exponent", [1 / 8, 1 / 6, 1 / 4, 1 / 3, 0.4, 1 / 2])
 @pytest.mark.parametrize(("dtype", "bound"), [(torch.float64, 3e-4), (torch.float32, 3e-3)])
 def test_rational_with_eight_poles(exponent: float, dtype: torch.dtype, bound: float) -> None:
-    for n in SIZES:
+    for n in SIZES if exponent in (1 / 4, 1 / 2) else (32,):
         assert root_errors(Rational(dtype=dtype), factors(n), exponent).max() <= bound
 
 
@@ -102,9 +101,9 @@ def test_coupled_newton_converges_to_rounding(p: int) -> None:
 
 @pytest.mark.parametrize("p", [2, 4])
 def test_coupled_newton_in_float32_is_no_better_than_float32_allows(p: int) -> None:
-    errors = root_errors(CoupledNewton(), factors(128), 1 / p)
+    errors = root_errors(CoupledNewton(), factors(97), 1 / p)
     assert errors.max() <= 3e-2
-    assert errors.max() > root_errors(Minimax(), factors(128), 1 / p).max()
+    assert errors.max() > root_errors(Minimax(), factors(97), 1 / p).max()
 
 
 def test_an_absolute_epsilon_is_added_to_the_relative_one() -> None:

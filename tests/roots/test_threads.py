@@ -109,19 +109,20 @@ def test_a_matrix_on_which_lapack_fails_becomes_nan_and_spares_the_others() -> N
     assert values[1].isnan().all() or vectors[1].isnan().all()
 
 
-@pytest.mark.parametrize("work", [torch.float64, torch.float32])
-@pytest.mark.parametrize("stored", [torch.float32, torch.float64])
-@pytest.mark.parametrize("n", [1, 2, 3, 8, 13, 17, 31, 32, 50, 64, 127, 128, 129, 255, 256, 513, 1024])
+@pytest.mark.parametrize(
+    ("stored", "work"), [(torch.float32, torch.float64), (torch.float64, torch.float64), (torch.float32, torch.float32)]
+)
+@pytest.mark.parametrize("n", [1, 2, 3, 8, 13, 17, 31, 32, 50, 64, 127, 128, 129, 255, 513])
 def test_the_bits_of_a_root_do_not_depend_on_its_batch(
     n: int, stored: torch.dtype, work: torch.dtype, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(threaded, "WORTH_HELP", 0)
     torch.set_num_threads(2)
     solver = Eigh(dtype=work)
-    matrices = batch(11 if n < 256 else 2, n).to(stored)
-    for exponent in (1 / 4, 0.3):
+    matrices = batch(11 if n < 255 else 2, n).to(stored)
+    for exponent in (1 / 4, 0.3) if n < 255 else (1 / 4,):
         roots, residuals = solver(matrices, exponent)
-        for size in (1, 2, 9) if n < 256 else (1,):
+        for size in (1, 2, 9) if n < 255 else (1,):
             for part, expected, expected_residuals in zip(
                 matrices.split(size), roots.split(size), residuals.split(size), strict=True
             ):
@@ -144,7 +145,7 @@ def test_nor_do_those_of_diagonal_factors(exponent: float, dtype: torch.dtype, s
 
 @pytest.mark.parametrize("exponent", [1 / 4, 1.0])
 @pytest.mark.parametrize("solver", [Minimax(), Minimax(dtype=torch.float64), Minimax(split="float16"), PseudoInverse()])
-@pytest.mark.parametrize("n", [3, 9, 17, 32, 64, 129])
+@pytest.mark.parametrize("n", [3, 17, 32, 129])
 def test_nor_do_those_of_the_other_solvers_that_use_threads(
     n: int, solver: Solver, exponent: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -37,12 +37,12 @@ def resumed(params: dict[str, Any], optimizer: Optimizer, make: Make, **options:
 
 @check
 def a_run_resumes_to_the_bit_at_any_step(make: Make) -> None:
-    for at in range(TOTAL):
-        params, optimizer = problem(make, lr=0.1, weight_decay=0.1)
-        steps = random_grads(params, TOTAL)
-        walk(optimizer, params, steps[:at])
-        twins, other = resumed(params, optimizer, make)
-        walk(optimizer, params, steps[at:])
+    params, optimizer = problem(make, lr=0.1, weight_decay=0.1)
+    steps, resumptions = random_grads(params, TOTAL), []
+    for step in steps:
+        resumptions.append(resumed(params, optimizer, make))
+        walk(optimizer, params, [step])
+    for at, (twins, other) in enumerate(resumptions):
         walk(other, twins, steps[at:])
         assert_identical(snapshot(params, optimizer), snapshot(twins, other))
 

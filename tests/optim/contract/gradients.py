@@ -2,16 +2,16 @@
 
 import torch
 
-from tests.optim.contract.support import Make, check, moved, problem, quadratic, random_grads
+from tests.optim.contract.support import FEW, Make, check, moved, problem, quadratic, random_grads
 from tests.optim.support import parameters, snapshot, walk
 from tests.support import assert_identical
 
 
 @check
 def it_descends(make: Make) -> None:
-    params, optimizer = problem(make, lr=0.06)
+    params, optimizer = problem(make, shapes=FEW, lr=0.06)
     before = float(quadratic(params).detach())
-    for _ in range(20):
+    for _ in range(10):
         optimizer.zero_grad()
         quadratic(params).backward()
         optimizer.step()

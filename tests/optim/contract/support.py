@@ -14,6 +14,7 @@ Make = Callable[..., Optimizer]  # Make(params, lr=..., weight_decay=..., maximi
 Check = Callable[[Make], None]
 
 CHECKS: dict[str, Check] = {}
+FEW = {"matrix": (4, 3), "vector": (5,)}
 
 
 def check(function: Check) -> Check:

@@ -12,11 +12,9 @@ from torch.optim import Optimizer
 from torch.optim import lr_scheduler as schedulers
 from torch.optim.swa_utils import SWALR, AveragedModel
 
-from tests.optim.contract.support import Make, check, moved, problem, quadratic, random_grads
+from tests.optim.contract.support import FEW, Make, check, moved, problem, quadratic, random_grads
 from tests.optim.support import parameters, snapshot, walk
 from tests.support import assert_identical
-
-FEW = {"matrix": (4, 3), "vector": (5,)}
 
 SCHEDULERS: dict[str, Callable[[Optimizer], Any]] = {
     "LambdaLR": lambda o: schedulers.LambdaLR(o, lambda t: 0.9**t),
@@ -41,18 +39,19 @@ SCHEDULERS: dict[str, Callable[[Optimizer], Any]] = {
 @check
 def every_scheduler_drives_it(make: Make) -> None:
     for name, scheduler_of in SCHEDULERS.items():
-        for lr in (0.05, torch.tensor(0.05)):
-            params, optimizer = problem(make, shapes=FEW, lr=lr)
-            twins, other = problem(make, shapes=FEW, lr=0.05)
-            scheduler = scheduler_of(optimizer)
-            for step in random_grads(params, 4):
-                for key in ("lr", "betas"):  # the present values, by hand
-                    other.param_groups[0][key] = copy.deepcopy(optimizer.param_groups[0][key])
+        driven = [problem(make, shapes=FEW, lr=lr) for lr in (0.05, torch.tensor(0.05))]
+        twins, other = problem(make, shapes=FEW, lr=0.05)
+        running = [scheduler_of(optimizer) for _, optimizer in driven]
+        for step in random_grads(twins, 4):
+            for key in ("lr", "betas"):  # the present values, by hand
+                other.param_groups[0][key] = copy.deepcopy(driven[0][1].param_groups[0][key])
+            for params, optimizer in (*driven, (twins, other)):
                 walk(optimizer, params, [step])
-                walk(other, twins, [step])
-                with warnings.catch_warnings():  # SequentialLR's own use of what it warns of, before torch 2.9
-                    warnings.filterwarnings("ignore", "The epoch parameter", UserWarning)
+            with warnings.catch_warnings():  # SequentialLR's own use of what it warns of, before torch 2.9
+                warnings.filterwarnings("ignore", "The epoch parameter", UserWarning)
+                for scheduler in running:
                     scheduler.step(*([1.0] if name == "ReduceLROnPlateau" else []))
+        for params, _ in driven:
             for key, value in snapshot(params).items():
                 torch.testing.assert_close(value, twins[key].detach(), msg=f"{name}: {key}")
 
