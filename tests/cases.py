@@ -1,4 +1,8 @@
-"""One table of configurations: every transform, preconditioner and option. A test of a contract runs over all of it."""
+"""Two tables of configurations: every transform, preconditioner and option, one by one, and the same several at a time.
+
+What depends on an option's own formula runs over `every_case`. What depends on how states are laid out, moved and kept
+runs over `every_combination`, which is much shorter, and in which `test_config.py` finds every option of the first again.
+"""
 
 from collections.abc import Callable
 
@@ -149,4 +153,78 @@ FACTORIES: dict[str, Callable[[], Config]] = {
     "recipe-adagrad": lambda: shampoo(LR, max_preconditioner_dim=4, large_dim="adagrad", grafting=RMSprop()),
 }
 
-every_case = pytest.mark.parametrize("config", [pytest.param(make(), id=name) for name, make in FACTORIES.items()])
+COMBINATIONS: dict[str, Callable[[], Config]] = {
+    "links-by-tensor": lambda: Config(
+        Chain(
+            filter=EMA(torch.tensor(0.9, dtype=torch.float64), bias_correction=False),
+            momentum=Momentum(0.9, dampening=0.1),
+            rate=Scale(torch.tensor(LR, dtype=torch.float64)),
+        ),
+        PLAIN,
+    ),
+    "links-by-schedule": lambda: Config(
+        Chain(decay=WeightDecay(halved), filter=EMA(0.9, nesterov=True), rate=Scale(halved)), PLAIN
+    ),
+    "momentum-before-a-filter": lambda: links(
+        momentum=Momentum(0.9, nesterov=True), identity=Preconditioned(Identity(), EMA(0.9, beta3=0.8))
+    ),
+    "momentum-last": lambda: Config(Chain(rate=Scale(LR), momentum=Momentum(dtype=torch.bfloat16)), PLAIN),
+    "adagrad": FACTORIES["adagrad"],
+    "rmsprop-of-decay": lambda: links(decay=WeightDecay(0.1), precondition=Preconditioned(RMSprop(), EMA(0.9))),
+    "fixed-rms": FACTORIES["fixed-rms"],
+    "diagonal-propagate": lambda: direction(
+        Graft(Kronecker(factors="diagonal"), FixedRMS()), blocking=Blocking(12), nonfinite="propagate"
+    ),
+    "skip-start": lambda: direction(Kronecker(factors="skip"), cadence=Cadence(2, start=3)),
+    "whole-newton-mixed": lambda: direction(
+        Kronecker(factors={2: ("full", "diagonal")}, max_full_dim=4, solver=CoupledNewton(relative_epsilon=1e-4)),
+        blocking=Blocking(4, large_dim="whole"),
+    ),
+    "one-sided-narrow": lambda: direction(
+        Kronecker(
+            factors={2: ("skip", "full")}, exponent={2: 0.5}, factor_dtype=torch.float32, solver=Eigh(dtype=torch.float32)
+        ),
+        EMA(0.9),
+        cadence=Cadence(3, staggered=True),
+    ),
+    "sums-start": lambda: direction(
+        Graft(Kronecker(beta2=1, exponent=0.5, solver=PseudoInverse()), Adagrad()),
+        blocking=Blocking(12, merge_target_dim=1),
+        cadence=Cadence(2, start=3),
+    ),
+    "beta2-by-tensor-dense": lambda: direction(
+        Graft(Kronecker(beta2=torch.tensor(0.95, dtype=torch.float64), root_dtype=torch.float32), RMSprop()),
+        EMA(0.9),
+        blocking=Blocking(3, merge_dims=False),
+        cadence=Cadence(5, start=2, dense_until=3),
+    ),
+    "uncorrected-blocks-of-1": lambda: direction(
+        Graft(
+            Kronecker(bias_correction=False, root_dtype=torch.bfloat16, solver=Eigh(relative_epsilon=0.0, epsilon=1e-6)),
+            Identity(),
+        ),
+        blocking=Blocking(1),
+        cadence=Cadence(5, staggered=True, dense_until=2),
+    ),
+    "tensor-norm-packed": lambda: direction(
+        Graft(Kronecker(packed=True, solver=Eigh(exact_derivative=True)), Adam(), norm="tensor"),
+        EMA(0.9),
+        blocking=Blocking(3),
+        cadence=Cadence(2, start=3, staggered=True),
+    ),
+    "graft-kronecker-raise": lambda: direction(
+        Graft(Kronecker(exponent={1: 0.5, 2: (0.5, 0.25), 4: 0.125}), Kronecker()), EMA(0.9), nonfinite="raise"
+    ),
+    "decoupled": lambda: links(precondition=Preconditioned(SHAMPOO, EMA(0.9)), decay=WeightDecay(0.1)),
+    "by-shape": by_shape,
+    "recipe-everything": FACTORIES["recipe-everything"],
+    "recipe-adagrad": FACTORIES["recipe-adagrad"],
+}
+
+
+def parametrized(table: dict[str, Callable[[], Config]]) -> pytest.MarkDecorator:
+    return pytest.mark.parametrize("config", [pytest.param(make(), id=name) for name, make in table.items()])
+
+
+every_case = parametrized(FACTORIES)
+every_combination = parametrized(COMBINATIONS)

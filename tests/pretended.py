@@ -10,6 +10,7 @@ own. Gradients are to be put into `p.grad`: `backward` would need a thread for t
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import cache
 from typing import Any
 
 import torch
@@ -19,7 +20,8 @@ from torch.utils._python_dispatch import TorchDispatchMode, return_and_correct_a
 
 aten = torch.ops.aten
 NAME = "pretended"
-SHAPES = {"matrix": (12, 9), "kernel": (6, 4, 3, 3), "bias": (9,), "token.weight": (16, 5), "scalar": ()}
+# every order; few sizes of factors, since those of one size are solved together
+SHAPES = {"matrix": (9, 6), "kernel": (6, 4, 3, 3), "bias": (9,), "scalar": ()}
 COPIES = (aten._to_copy.default, aten.copy_.default)
 READS = (  # what a device is waited for
     aten._local_scalar_dense, aten.equal, aten.is_nonzero, aten.nonzero, aten.masked_select, aten._unique2, aten._linalg_eigh
@@ -51,7 +53,7 @@ class OnDevice(Tensor):
 
     @classmethod
     def __torch_dispatch__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        return _operated(func, args, kwargs or {})
+        return _operated(func, args, kwargs or {}, _tensors(args, kwargs or {}))
 
     def tolist(self) -> Any:  # of a subclass torch refuses it
         _waits.append("tolist")
@@ -66,8 +68,9 @@ class _Mode(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        if _is_there(kwargs.get("device")) or any(isinstance(leaf, OnDevice) for leaf in _leaves((args, kwargs))):
-            return _operated(func, args, kwargs)
+        tensors = _tensors(args, kwargs)
+        if _is_there(kwargs.get("device")) or any(isinstance(tensor, OnDevice) for tensor in tensors):
+            return _operated(func, args, kwargs, tensors)
         return func(*args, **kwargs)
 
 
@@ -97,8 +100,7 @@ def values_of(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {name: tensor.values if isinstance(tensor, OnDevice) else tensor for name, tensor in plain.items()}
 
 
-def _operated(func: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
-    tensors = [leaf for leaf in _leaves((args, kwargs)) if isinstance(leaf, Tensor)]
+def _operated(func: Any, args: Sequence[Any], kwargs: dict[str, Any], tensors: Sequence[Tensor]) -> Any:
     there = [tensor for tensor in tensors if isinstance(tensor, OnDevice)]
     here = [tensor for tensor in tensors if not isinstance(tensor, OnDevice)]
     if func in COPIES:
@@ -112,12 +114,11 @@ def _operated(func: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
             _waits.append(str(func))
     if _is_there(kwargs.get("device")):
         kwargs = kwargs | {"device": torch.device("cpu")}
-    plain_args, plain_kwargs = _mapped(_here, (args, kwargs))
-    result = func(*plain_args, **plain_kwargs)
+    result = func(*_mapped(_here, args), **{key: _mapped(_here, value) for key, value in kwargs.items()})
     if not result_there:
         return result
     result = _mapped(_there, result)
-    return return_and_correct_aliasing(func, args, kwargs, result) if there else result
+    return return_and_correct_aliasing(func, args, kwargs, result) if there and _aliases(func) else result
 
 
 def _note_copy(func: Any, args: Sequence[Any], kwargs: Mapping[str, Any], result_there: bool) -> None:
@@ -126,6 +127,11 @@ def _note_copy(func: Any, args: Sequence[Any], kwargs: Mapping[str, Any], result
     waited_for = not (kwargs.get("non_blocking") or (func is aten.copy_.default and len(args) > 2 and args[2]))
     if across and (waited_for or not result_there):
         _waits.append(f"{func} {'to' if result_there else 'from'} the device")
+
+
+@cache
+def _aliases(func: Any) -> bool:
+    return any(each.alias_info for each in func._schema.returns)
 
 
 def _goes_there(kwargs: Mapping[str, Any], there: Sequence[Tensor]) -> bool:
@@ -140,7 +146,7 @@ def _is_there(device: Any) -> bool:
 def _selects(func: Any, args: Sequence[Any]) -> bool:
     """Whether it takes what a mask says, whose shape only the values tell."""
     indexed = func.overloadpacket in (aten.index, aten.index_put, aten.index_put_)
-    return indexed and any(isinstance(leaf, Tensor) and leaf.dtype == torch.bool for leaf in _leaves(args[1]))
+    return indexed and any(isinstance(leaf, Tensor) and leaf.dtype == torch.bool for leaf in args[1])
 
 
 def _here(leaf: Any) -> Any:
@@ -151,20 +157,19 @@ def _there(leaf: Any) -> Any:
     return OnDevice(leaf) if isinstance(leaf, Tensor) else leaf
 
 
-# of what operations take and return; torch's own, for trees of any kind, took half the time of a step
-def _leaves(tree: Any) -> Iterator[Any]:
-    if isinstance(tree, (tuple, list)):
-        for part in tree:
-            yield from _leaves(part)
-    elif isinstance(tree, dict):
-        yield from _leaves(tuple(tree.values()))
-    else:
-        yield tree
+# of what operations take and return, in which lists hold no lists; torch's own, for any tree, took half the time of a step
+def _tensors(args: Sequence[Any], kwargs: Mapping[str, Any]) -> list[Tensor]:
+    found: list[Tensor] = []
+    for each in (*args, *kwargs.values()):
+        if isinstance(each, Tensor):
+            found.append(each)
+        elif isinstance(each, (tuple, list)):
+            found += [part for part in each if isinstance(part, Tensor)]
+    return found
 
 
-def _mapped(function: Callable[[Any], Any], tree: Any) -> Any:
-    if isinstance(tree, (tuple, list)):
-        return type(tree)([_mapped(function, part) for part in tree])
-    if isinstance(tree, dict):
-        return {key: _mapped(function, part) for key, part in tree.items()}
-    return function(tree)
+def _mapped(function: Callable[[Any], Any], each: Any) -> Any:
+    """A leaf, or a list whose parts may be lists."""
+    if isinstance(each, (tuple, list)):
+        return type(each)([_mapped(function, part) for part in each])
+    return function(each)

@@ -70,7 +70,8 @@ def functional_steps(name: str) -> None:
     options = FUNCTIONAL[name]
     config = shampoo(**options)
     params = model(shapes=SHAPES)
-    steps = list(zip(gradients(params, 4), _refreshes(options), strict=True))
+    refreshes = _refreshes(options)
+    steps = list(zip(gradients(params, len(refreshes)), refreshes, strict=True))
     with pretended() as waits:
         there = {key: on_device(value) for key, value in params.items()}
         state = init_state(there, config)
@@ -108,7 +109,7 @@ def noticed(mistake: str) -> bool:
 
 
 def _refreshes(options: Options) -> list[bool | None]:
-    return [None, False, None, None] if options.get("staggered") else [None, True, False, None]
+    return [None, False, None, None] if {"staggered", "start_preconditioning_step"} & options.keys() else [None, False, True]
 
 
 def _solver_of_the_device(options: Options) -> Options:

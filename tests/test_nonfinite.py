@@ -28,7 +28,7 @@ from shampoo_fn import (
     update,
 )
 from shampoo_fn.tree import flatten
-from tests.cases import FACTORIES, direction, every_case
+from tests.cases import FACTORIES, direction, every_case, every_combination
 from tests.support import Tensors, assert_identical, copies, entries, entry, gradients, model, run
 
 BAD = {"nan": float("nan"), "inf": float("inf"), "-inf": -float("inf")}
@@ -47,7 +47,7 @@ def without_count(leaves: Tensors) -> Tensors:
     return {path: leaf for path, leaf in leaves.items() if not path.endswith(("skipped", "finite"))}
 
 
-@every_case
+@every_combination
 def test_by_default_a_bad_gradient_leaves_its_block_bit_identical_and_is_counted(config: Config) -> None:
     config = Config(config.transform, config.blocking, config.cadence)
     params, blocking = model(), config.blocking
@@ -67,7 +67,7 @@ def test_by_default_a_bad_gradient_leaves_its_block_bit_identical_and_is_counted
         assert updates["first"].isfinite().all()
 
 
-@every_case
+@every_combination
 def test_the_rest_of_the_model_does_not_notice(config: Config) -> None:
     config = Config(config.transform, config.blocking, config.cadence)
     params = model()
@@ -139,7 +139,7 @@ def test_training_goes_on_as_if_the_bad_gradient_had_not_been(config: Config) ->
     assert int(entry(state, config, "w", "skipped")) == 1
 
 
-@every_case
+@every_combination
 def test_the_very_first_gradient_may_be_bad(config: Config) -> None:
     config = Config(config.transform, config.blocking, config.cadence)
     params = model()

@@ -25,7 +25,7 @@ from shampoo_fn import (
 from shampoo_fn.blocking import cut, put_back
 from shampoo_fn.solve import Job, batched
 from shampoo_fn.tree import flatten
-from tests.cases import every_case
+from tests.cases import every_case, every_combination
 from tests.support import (
     Tensors,
     assert_close,
@@ -48,15 +48,35 @@ def addresses(*trees: object) -> set[int]:
 
 
 @cache
-def warmed_up(config: Config, steps: int = 2) -> tuple[Tensors, State, Tensors]:
-    """Parameters and state after some steps, and the next gradients. Nobody writes into them: that is what is tested."""
+def warmed_up(config: Config) -> tuple[Tensors, State, Tensors]:
+    """Parameters and state after three steps, and the next gradients. Nobody writes into them: that is what is tested."""
     params = model()
-    *past, grads = gradients(params, steps + 1)
+    *past, grads = gradients(params, 4)
     params, state, _ = run(params, past, config)
     return params, state, grads
 
 
-@every_case
+@cache
+def refreshed(config: Config) -> tuple[Tensors, list[Tensors], Tensors, State]:
+    """Parameters and gradients of two steps, or as many as it takes until roots are used, and what these lead to.
+
+    refresh=True: in a staggered cadence a parameter's turn depends on its company.
+    """
+    params = model()
+    grads = gradients(params, max(2, config.cadence.start))
+    after, state, _ = run(params, grads, config, refresh=True)
+    return params, grads, after, state
+
+
+def one_of_each(config: Config) -> list[str]:
+    """Of the parameters of one shape that are optimized alike, and so share their stacks, the last one."""
+    last = {
+        (p.shape, config.transform.select(name, config.blocking.merged(tuple(p.shape)))): name for name, p in model().items()
+    }
+    return list(last.values())
+
+
+@every_combination
 def test_inputs_and_the_random_state_are_left_bit_identical_and_outputs_share_no_storage(config: Config) -> None:
     random_state = torch.get_rng_state()
     params, state, grads = warmed_up(config)
@@ -77,7 +97,7 @@ def test_the_first_state_shares_no_storage_with_the_parameters_or_within_itself(
     assert len(addresses(state)) == len(leaves)
 
 
-@every_case
+@every_combination
 def test_saved_and_loaded_states_share_no_storage_with_what_they_come_from(config: Config) -> None:
     params, state, _ = warmed_up(config)
     saved = to_dict(state, config)
@@ -95,9 +115,9 @@ def test_applied_updates_are_new_tensors() -> None:
     assert torch.equal(applied["second"], params["second"])
 
 
-@every_case
+@every_combination
 def test_update_is_precondition_after_refresh_after_accumulate(config: Config) -> None:
-    params, state, grads = warmed_up(config, steps=3)
+    params, state, grads = warmed_up(config)
     for when in (None, True, False):
         counted = accumulate(grads, state, config, params)
         refreshed = counted if when is False else refresh(counted, config, every=when)
@@ -105,7 +125,7 @@ def test_update_is_precondition_after_refresh_after_accumulate(config: Config) -
         assert_identical(flatten(update(grads, state, config, params, refresh=when)), flatten(composed))
 
 
-@every_case
+@every_combination
 def test_a_step_depends_on_its_arguments_alone(config: Config) -> None:
     params, state, grads = warmed_up(config)
     first = update(grads, state, config, params)
@@ -113,13 +133,10 @@ def test_a_step_depends_on_its_arguments_alone(config: Config) -> None:
     assert_identical(flatten(update(grads, state, config, params)), flatten(first))
 
 
-@every_case
+@every_combination
 def test_parameters_together_go_the_way_of_each_alone(config: Config) -> None:
-    # refresh=True: in a staggered cadence a parameter's turn depends on its company
-    params = model()
-    grads = gradients(params, 3)
-    together, _, _ = run(params, grads, config, refresh=True)
-    for name in params:
+    params, grads, together, _ = refreshed(config)
+    for name in one_of_each(config):
         alone, _, _ = run({name: params[name]}, [{name: step[name]} for step in grads], config, refresh=True)
         assert_close({name: together[name]}, alone, rtol=rounding(config))
 
@@ -175,11 +192,9 @@ class Loop:
 
 @every_case
 def test_stacks_of_blocks_go_the_way_of_a_loop_over_blocks(config: Config) -> None:
-    params = model()
-    grads = gradients(params, 3)
-    vmapped, _, _ = run(params, grads, config, refresh=True)
-    for name, param in params.items():
-        loop = Loop(name, param, config)
+    params, grads, vmapped, _ = refreshed(config)
+    for name in one_of_each(config):
+        param, loop = params[name], Loop(name, params[name], config)
         for step in grads:
             param = param + loop.step(step[name], param)
         assert_close({name: vmapped[name]}, {name: param}, rtol=rounding(config))
@@ -187,9 +202,10 @@ def test_stacks_of_blocks_go_the_way_of_a_loop_over_blocks(config: Config) -> No
 
 @pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
-@every_case
+@every_combination
 def test_updates_have_the_dtype_and_device_of_their_parameter(config: Config, dtype: torch.dtype, device: str) -> None:
-    params = {name: param.to(device) for name, param in model(dtype).items()}
+    shapes = {"matrix": (6, 4), "vector": (5,), "scalar": ()}
+    params = {name: param.to(device) for name, param in model(dtype, shapes).items()}
     after, state, updates = run(params, gradients_on(params), config)
     for name, param in params.items():
         assert {(step[name].dtype, step[name].device) for step in updates} == {(dtype, param.device)}
@@ -209,27 +225,25 @@ def through_a_file(saved: object) -> dict[str, dict[str, dict[str, Tensor]]]:
     return torch.load(file, weights_only=True)
 
 
-@every_case
+@every_combination
 def test_a_state_comes_back_from_a_file_to_the_bit_and_training_goes_on(config: Config) -> None:
-    params, state, grads = warmed_up(config, steps=3)
+    params, state, grads = warmed_up(config)
     loaded = from_dict(through_a_file(to_dict(state, config)), config, params)
     assert_identical(flatten(loaded), flatten(state))
     assert type(loaded) is type(state)
     assert_identical(flatten(update(grads, loaded, config, params)), flatten(update(grads, state, config, params)))
 
 
-@every_case
+@every_combination
 def test_a_saved_state_does_not_depend_on_the_order_of_the_parameters(config: Config) -> None:
-    params = model()
+    params, _, _, state = refreshed(config)
     backwards = dict(reversed(params.items()))
-    grads = gradients(params, 3)
-    _, state, _ = run(params, grads, config, refresh=True)
     loaded = from_dict(to_dict(state, config), config, backwards)
     assert list(loaded.templates) == list(backwards)
     assert_identical(entries(loaded, config), entries(state, config))
 
 
-@every_case
+@every_combination
 def test_a_parameter_without_gradient_is_untouched_bit_by_bit(config: Config) -> None:
     params, state, grads = warmed_up(config)
     rest = {name: grad for name, grad in grads.items() if name not in ("second", "bias")}
@@ -244,7 +258,7 @@ def test_a_parameter_without_gradient_is_untouched_bit_by_bit(config: Config) ->
         assert_close(partial, {name: complete[name] for name in rest}, rtol=1e-12)
 
 
-@every_case
+@every_combination
 def test_no_gradients_at_all_are_no_step(config: Config) -> None:
     params, state, _ = warmed_up(config)
     updates, after = update({}, state, config, params)
@@ -252,13 +266,13 @@ def test_no_gradients_at_all_are_no_step(config: Config) -> None:
     assert_identical(flatten(after), flatten(state))
 
 
-@every_case
+@every_combination
 def test_a_state_holds_tensors_only_and_counts_steps_from_one(config: Config) -> None:
     _, state, _ = warmed_up(config)
     assert all(isinstance(leaf, Tensor) for leaf in flatten(state).values())
     saved = to_dict(state, config)
     assert {type(leaf) for blocks in saved.values() for block in blocks.values() for leaf in block.values()} == {Tensor}
-    assert all(bool((blocks.step == 2).all()) for blocks in state.stacks.values())
+    assert all(bool((blocks.step == 3).all()) for blocks in state.stacks.values())
 
 
 def test_a_custom_solve_sees_every_due_factor_once_with_its_owner() -> None:

@@ -2,19 +2,10 @@
 
 import csv
 import json
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Any
-from unittest.mock import patch
 
 import pytest
 import torch
-import torch.distributed as dist
-from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import fully_shard
-from torch.distributed.tensor import Shard, distribute_tensor
-from torch.nn import Parameter, ParameterDict
 
 from benchmarks.machine import Machine
 from benchmarks.scale import main
@@ -22,73 +13,13 @@ from benchmarks.simulation import GROUP, MODES, Problem, Simulated, exchange
 from benchmarks.volumes import owned_bytes, shard_bytes, traded_bytes, update_bytes
 from shampoo_fn import shampoo
 from shampoo_fn.layout import layout
-from shampoo_optim import Shampoo
-from shampoo_optim.distributed import FullySharded, Scattered, Sharded
+from shampoo_optim.distributed import Scattered, Sharded
 from shampoo_optim.distributed.exchange import DIGEST
 from shampoo_optim.distributed.ownership import owned
 from shampoo_optim.distributed.plan import Plan
 from shampoo_optim.distributed.traffic import Moved
+from tests.distributed.counting import OPTIONS, SHAPES, STEPS, counted, counted_shards
 from tests.distributed.support import spawned
-from tests.support import model
-
-SHAPES = {f"layer{index}": (12, 8) for index in range(5)} | {"bias": (7,), "tall": (20, 9)}
-OPTIONS: dict[str, Any] = {"max_preconditioner_dim": 12, "precondition_frequency": 3, "start_preconditioning_step": 3}
-STEPS = 9
-ALL_GATHER = "all_gather_single" if hasattr(dist, "all_gather_single") else "all_gather_into_tensor"  # its name since 2.13
-
-
-@contextmanager
-def counting(name: str, found: list[int]) -> Iterator[None]:
-    """Notes the bytes that arrive in every call of a collective in the present process."""
-    real = getattr(dist, name)
-
-    def noted(output: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
-        found.append(output.nbytes)
-        return real(output, *args, **kwargs)
-
-    with patch.object(dist, name, noted):
-        yield
-
-
-def steps_of(
-    params: dict[str, Any], collectives: Sequence[str], grads: Callable[[int], dict[str, Any]], **options: Any
-) -> list[list[int]]:
-    """The bytes of these collectives in each step."""
-    optimizer = Shampoo(params.items(), **OPTIONS, **options)
-    steps = []
-    for step in range(STEPS):
-        for name, grad in grads(step).items():
-            params[name].grad = grad
-        found: list[int] = []
-        with ExitStack() as watched:
-            for collective in collectives:
-                watched.enter_context(counting(collective, found))
-            optimizer.step()
-        steps.append(found)
-    return steps
-
-
-def counted(distributed: Any, staggered: bool) -> list[list[int]]:
-    """The bytes of the all-gathers and all-to-alls of each step, on one rank."""
-    params = {name: Parameter(tensor) for name, tensor in model(torch.float32, SHAPES).items()}
-    both = (ALL_GATHER, "all_to_all_single")
-    return steps_of(params, both, lambda step: random(step), staggered=staggered, distributed=distributed)
-
-
-def counted_shards(ranks: int) -> list[list[int]]:
-    """The bytes of the all-to-alls of each step, on one rank that has shards of the parameters."""
-    mesh = init_device_mesh("cpu", (ranks,))
-    holder = ParameterDict(model(torch.float32, SHAPES))
-    fully_shard(holder, mesh=mesh)
-
-    def grads(step: int) -> dict[str, Any]:
-        return {name: distribute_tensor(grad, mesh, [Shard(0)]) for name, grad in random(step).items()}
-
-    return steps_of(dict(holder.named_parameters()), ("all_to_all_single",), grads, distributed=FullySharded("exact"))
-
-
-def random(step: int) -> dict[str, torch.Tensor]:
-    return model(torch.float32, SHAPES, seed=1 + step)
 
 
 def problem(staggered: bool = False) -> Problem:
@@ -129,7 +60,7 @@ def test_shards_trade_the_bytes_of_the_blocks_in_two_collectives_a_step(ranks: i
 @pytest.mark.parametrize("ranks", [1, 2, 4, 16])
 def test_every_update_arrives_at_the_owners_of_its_blocks_and_comes_from_equal_shards(ranks: int) -> None:
     (ownership,) = owned([problem().layout], ranks)
-    whole = 4 * (5 * 12 * 8 + 7 + 20 * 9)
+    whole = 4 * (5 * 12 * 8 + 7 + 20 * 8)
     assert sum(owned_bytes(problem().layout, ownership)) == whole
     assert ranks * shard_bytes(problem().layout, ranks) == whole
 

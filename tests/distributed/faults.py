@@ -95,22 +95,22 @@ def poisoned(solve: Solve) -> Solve:
 
 
 def failing_root(kind: str, lag: int) -> tuple[list[str], list[str], dict[int, bool]]:
-    """From step 10 on the solver of rank 0 fails for `second`.
+    """From step 6 on the solver of rank 0 fails for `second`.
 
-    Hashes, warnings, and of the roots of `second`, by the number of failures in a row, whether they are those of step 9.
+    Hashes, warnings, and of the roots of `second`, by the number of failures in a row, whether they are those of step 5.
     """
-    params, optimizer = build(PLAIN, Scattered(lag=lag))
-    grads = grads_for(params, 24)
+    params, optimizer = build(PLAIN | {"precondition_frequency": 3}, Scattered(lag=lag))
+    grads = grads_for(params, 14)
     hashes, said = [], []
-    for number in range(1, 25):
-        if number == 10 and dist.get_rank() == 0:
+    for number in range(1, 15):
+        if number == 6 and dist.get_rank() == 0:
             solving.batched = {"broken": broken, "poisoned": poisoned}[kind](batched)  # type: ignore[attr-defined]
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
             take(optimizer, params, grads[number - 1])
         said += [str(each.message) for each in caught]
         hashes.append(hashed(params, optimizer))
-        if number == 9:
+        if number == 5:
             before = {name: entry.clone() for name, entry in optimizer.state[params["second"]].items()}
     after = optimizer.state[params["second"]]
     stayed: dict[int, bool] = {}
@@ -215,7 +215,7 @@ def in_inference_mode(distributed: Scattered) -> list[str]:
 def killed(folder: str, at: int) -> None:
     """Rank 2 ends within the refresh of a step; rank 0 leaves a checkpoint of the step before."""
     params, optimizer = build(PLAIN, Scattered())
-    for number, grads in enumerate(grads_for(params, 12), 1):
+    for number, grads in enumerate(grads_for(params, at), 1):
         if number == at:
             if dist.get_rank() == 0:
                 values = {name: param.detach() for name, param in params.items()}
@@ -227,15 +227,15 @@ def killed(folder: str, at: int) -> None:
 
 
 def resumed(folder: str, at: int) -> list[str]:
-    """The steps from the checkpoint on."""
+    """Three steps from the checkpoint on."""
     params, optimizer = build(PLAIN, Scattered())
-    grads = grads_for(params, 12)
+    grads = grads_for(params, at + 2)
     saved = torch.load(f"{folder}/checkpoint.pt", weights_only=True)
     optimizer.load_state_dict(saved["optimizer"])
     hashes = []
     for name, param in params.items():
         param.data.copy_(saved["params"][name])
-    for number in range(at, 13):
+    for number in range(at, at + 3):
         take(optimizer, params, grads[number - 1])
         hashes.append(hashed(params, optimizer))
     return hashes
@@ -254,7 +254,7 @@ def not_finite_on_one_rank() -> tuple[list[str], list[int]]:
     """Rank 1's own gradient of `second` holds a NaN at step 5; gradients are averaged over the ranks, as DDP does."""
     params, optimizer = build(MANY, Scattered())
     hashes = []
-    for number, grads in enumerate(grads_for(params, 10, seed=7 + dist.get_rank()), 1):
+    for number, grads in enumerate(grads_for(params, 8, seed=7 + dist.get_rank()), 1):
         if number == 5 and dist.get_rank() == 1:
             grads["second"][0, 0] = torch.nan
         for grad in grads.values():
@@ -268,8 +268,8 @@ def idle(options: dict[str, Any], distributed: Scattered | None) -> list[str]:
     """Parameters that come late, pause, or never get a gradient, on all ranks alike."""
     params, optimizer = build(options, distributed)
     hashes = []
-    for number, grads in enumerate(grads_for(params, 24), 1):
-        absent = ["third"] + ["first"] * (number < 5) + ["second"] * (8 <= number < 15)
+    for number, grads in enumerate(grads_for(params, 12), 1):
+        absent = ["third"] + ["first"] * (number < 3) + ["second"] * (4 <= number < 8)
         take(optimizer, params, grads, absent)
         hashes.append(hashed(params, optimizer))
     return hashes

@@ -9,11 +9,13 @@ from torch import nn
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_optimizer_state_dict, set_optimizer_state_dict
 
 from shampoo_optim import Shampoo
-from tests.distributed.sharding import LARGE, give, model_for, optimizer_for, sharded_as, weights
+from tests.distributed.sharding import LARGE, MANY, give, model_for, optimizer_for, sharded_as, weights
 from tests.optim.support import grads_for, parameters
 from tests.support import Tensors
 
-SAVED, STEPS = 4, 7  # the step that is saved, and the last
+# saved after the first roots; a step that uses them, and one that makes others of the factors
+SAVED, STEPS = 2, 4
+CADENCE = MANY | {"staggered": False, "precondition_frequency": 2}
 OPTIONS = {"flatten": StateDictOptions(flatten_optimizer_state_dict=True), "nested": StateDictOptions()}
 
 
@@ -27,7 +29,7 @@ def walk(module: nn.Module, optimizer: Shampoo, start: int, stop: int) -> None:
 
 def made(mode: str) -> tuple[nn.Module, Shampoo]:
     module = model_for(mode, shapes=LARGE)
-    return module, optimizer_for(mode, module)
+    return module, optimizer_for(mode, module, CADENCE)
 
 
 def gathered(module: nn.Module, optimizer: Shampoo, form: str) -> dict[str, Any]:

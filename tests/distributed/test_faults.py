@@ -38,7 +38,7 @@ def test_a_gradient_that_is_missing_on_one_rank_is_an_error_on_every_rank(at: in
 @pytest.mark.parametrize(
     ("fault", "at", "raised", "named"),
     [
-        *((refused_gradient, *when, "FloatingPointError: gradient 'second'") for when in ((1, 1), (3, 5), (5, 5))),
+        *((refused_gradient, *when, "FloatingPointError: gradient 'second'") for when in ((1, 1), (5, 5))),
         *((raising_closure, *when, "MemoryError: no room for gradient") for when in ((1, 1), (3, 5), (5, 5))),
         (failing_half, 3, 5, "MemoryError: no room for updates"),
         (failing_half, 5, 10, "MemoryError: no room for updates"),  # in a step whose roots have been exchanged
@@ -104,7 +104,7 @@ def test_a_root_that_fails_on_its_owner_stays_the_previous_one_everywhere(kind: 
     first, second = spawned(failing_root, 2, kind, lag)
     assert first == second
     hashes, said, stayed = first
-    assert len(set(hashes)) == 24
+    assert len(set(hashes)) == 14
     assert stayed == {0: False, 3: True}  # three refreshes failed of the roots that rank 0 owns
     assert any(each.startswith("parameter 'second': rank 0") for each in said)
     assert len(said) == len(set(said))  # once of each
@@ -112,14 +112,14 @@ def test_a_root_that_fails_on_its_owner_stays_the_previous_one_everywhere(kind: 
 
 
 def test_a_rank_that_is_killed_within_a_refresh_ends_the_others_and_fewer_go_on(tmp_path: Path) -> None:
-    results, errors = raced(killed, 4, str(tmp_path), 10)
+    results, errors = raced(killed, 4, str(tmp_path), 5)
     assert not results
     assert errors.pop(2) == "ended without a result"
     assert set(errors) == {0, 1, 3}
     assert all("one of them has ended" in said and "start again from the last checkpoint" in said for said in errors.values())
-    undisturbed = walked(PLAIN, None, steps=12)[9:]
-    assert spawned(resumed, 3, str(tmp_path), 10) == [undisturbed] * 3
-    assert resumed(str(tmp_path), 10) == undisturbed
+    undisturbed = walked(PLAIN, None, steps=7)[4:]
+    assert spawned(resumed, 3, str(tmp_path), 5) == [undisturbed] * 3
+    assert resumed(str(tmp_path), 5) == undisturbed
 
 
 def test_a_rank_that_does_not_come_ends_the_others_under_the_timeout_of_the_group() -> None:

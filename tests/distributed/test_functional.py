@@ -39,11 +39,12 @@ def on_ranks(dtype: torch.dtype) -> list[dict[str, Tensor]]:
     return [walk(scattered(), staggered, dtype) for staggered in (False, True)]
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
-def test_parameters_and_state_are_those_of_one_process(dtype: torch.dtype) -> None:
-    for found in spawned(on_ranks, 2, dtype) + spawned(on_ranks, 3, dtype):
-        for staggered, result in zip((False, True), found, strict=True):
-            assert_identical(result, walk(batched, staggered, dtype))
+@pytest.mark.parametrize(("ranks", "dtype"), [(2, torch.float32), (3, torch.float64)])
+def test_parameters_and_state_are_those_of_one_process(ranks: int, dtype: torch.dtype) -> None:
+    expected = [walk(batched, staggered, dtype) for staggered in (False, True)]
+    for found in spawned(on_ranks, ranks, dtype):
+        for result, wanted in zip(found, expected, strict=True):
+            assert_identical(result, wanted)
 
 
 def unequal() -> str:

@@ -17,7 +17,7 @@ from shampoo_optim import Shampoo
 from shampoo_optim.distributed import FullySharded, Scattered, Sharded
 from tests.distributed.support import spawned
 
-STEPS = 6
+STEPS = 4
 MODES: dict[str, Callable[[], Any]] = {"scattered": Scattered, "sharded": Sharded}
 
 
@@ -53,8 +53,8 @@ def test_equal_names_in_two_groups(mode: str) -> None:
 
 def unfiltered(mode: str | None, grafting: str) -> list[torch.Tensor]:
     """Norms of raw gradients, whose blocks are parts of rows."""
-    params = [Parameter(values(seed, 70, 66)) for seed in (1, 2)]
-    options: dict[str, Any] = {"betas": (0.0, 0.9), "max_preconditioner_dim": 32, "grafting_type": grafting}
+    params = [Parameter(values(seed, 38, 34)) for seed in (1, 2)]
+    options: dict[str, Any] = {"betas": (0.0, 0.9), "max_preconditioner_dim": 16, "grafting_type": grafting}
     distributed = None if mode is None else MODES[mode]()
     return walk(Shampoo(params, lr=0.1, distributed=distributed, **options), params)
 

@@ -64,31 +64,30 @@ def counted(options: dict[str, Any], steps: int, lag: int, dtype: torch.dtype | 
     return Counted(found, hashes, str(plan), plan.moved)
 
 
-@pytest.mark.parametrize("dtype", [None, torch.bfloat16])
-@pytest.mark.parametrize("ranks", [2, 4])
+@pytest.mark.parametrize(("ranks", "dtype"), [(2, torch.bfloat16), (4, None)])
 def test_a_refresh_is_one_collective_of_as_many_bytes_as_the_plan_says(ranks: int, dtype: torch.dtype | None) -> None:
-    for found in spawned(counted, ranks, PLAIN, 12, 0, dtype):
+    for found in spawned(counted, ranks, PLAIN, 10, 0, dtype):
         planned = found.planned[0].arriving
         (digests, *roots), *steps = found.bytes_  # the ranks compare everything once
         assert digests == 32 * ranks
         assert roots == [planned]
-        assert steps == [[planned] if step % 5 == 0 else [] for step in range(2, 13)]
+        assert steps == [[planned] if step % 5 == 0 else [] for step in range(2, 11)]
         assert f"{ranks} ranks" in found.said
 
 
 def test_with_turns_each_step_brings_the_roots_of_its_turn() -> None:
-    for found in spawned(counted, 2, MANY, 12, 0, None):
+    for found in spawned(counted, 2, MANY, 9, 0, None):
         # steps 1 and 2 also take the roots of those whose turn comes later
-        assert found.bytes_[2:] == [[found.planned[step % 3].arriving] for step in range(3, 13)]
+        assert found.bytes_[2:] == [[found.planned[step % 3].arriving] for step in range(3, 10)]
 
 
-@pytest.mark.parametrize(("lag", "dtype"), [(0, None), (1, torch.bfloat16), (2, None), (2, torch.bfloat16)])
+@pytest.mark.parametrize(("lag", "dtype"), [(0, None), (1, torch.bfloat16), (2, None)])
 def test_where_padding_counts_a_refresh_is_one_all_to_all_of_just_the_segments(lag: int, dtype: torch.dtype | None) -> None:
-    alone = walked(MANY, Scattered(lag=lag, dtype=dtype), steps=12)
-    for found in spawned(counted, 4, MANY, 12, lag, dtype):
+    alone = walked(MANY, Scattered(lag=lag, dtype=dtype), steps=9)
+    for found in spawned(counted, 4, MANY, 9, lag, dtype):
         assert found.hashes == alone
         assert {turn: moved.even(4) for turn, moved in found.planned.items()} == {0: False, 1: True, 2: True}
-        for step in range(6, 13):
+        for step in range(6, 10):
             turn = (step - max(lag - 1, 0)) % 3  # of the refresh that leaves at this step
             ((name, size),) = found.steps[step - 1]
             assert (name == "all_to_all_single") == (turn == 0)

@@ -34,7 +34,7 @@ def take(optimizer: Shampoo, params: Mapping[str, Tensor], grads: Mapping[str, T
 
 
 def walked(
-    options: Mapping[str, Any], distributed: Scattered | None, dtype: torch.dtype = torch.float32, steps: int = 30
+    options: Mapping[str, Any], distributed: Scattered | None, dtype: torch.dtype = torch.float32, steps: int = 12
 ) -> list[str]:
     """A hash of all parameters and of all state, after each step."""
     params, optimizer = build(options, distributed, dtype)
