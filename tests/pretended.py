@@ -78,6 +78,7 @@ def register(index: int = 0) -> None:
     """Tell torch of the device. A copy to it that no operation below sees, as `torch.tensor` makes it, is an error then."""
     global _index
     _index = index
+    torch.set_num_threads(1)  # tensors are small, and other tests want the other cores
     backend_registration._setup_privateuseone_for_python_backend(NAME)
 
 

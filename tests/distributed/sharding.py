@@ -29,7 +29,7 @@ SHAPES = {
     "bias": (7,),
     "one": (1,),
 }
-LARGE = SHAPES | {"large": (96, 70)}  # with entries that travel as DTensors
+LARGE = {name: SHAPES[name] for name in ("first", "kernel", "one")} | {"large": (96, 70)}  # whose entries travel as DTensors
 MANY = BUSY | {"max_preconditioner_dim": 16}
 TENSOR_NORMS = Config(
     Chain(precondition=Preconditioned(Graft(Kronecker(), Adam(), norm="tensor"), EMA(0.9)), rate=Scale(0.1)),

@@ -16,10 +16,12 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+from torch.distributed import run
 
 # processes are forked from a server that has imported torch and started no thread: 0.1 s for a rank instead of 3
 CONTEXT = multiprocessing.get_context("forkserver")
 CONTEXT.set_forkserver_preload(["tests.distributed.warm"])
+ROOT = Path(__file__).parents[2]
 GROUP_TIMEOUT = 20.0  # seconds that a collective waits for a rank
 
 
@@ -69,6 +71,26 @@ def _started(
             process.kill()
             process.join()
             connection.close()
+
+
+def torchrun(*arguments: str) -> tuple[int | None, str]:
+    """The exit code of `torchrun`, None if it takes too long, and what it and its ranks print; it need not import torch."""
+    with tempfile.NamedTemporaryFile("r") as printed:
+        process = CONTEXT.Process(target=_torchrun, args=(printed.name, arguments))
+        process.start()
+        process.join(timeout=120)
+        code = process.exitcode
+        process.terminate()  # upon which it ends its ranks
+        process.join()
+        return code, printed.read()
+
+
+def _torchrun(printed: str, arguments: tuple[str, ...]) -> None:
+    descriptor = os.open(printed, os.O_WRONLY | os.O_APPEND)
+    os.dup2(descriptor, 1)
+    os.dup2(descriptor, 2)
+    os.environ |= {"PYTHONPATH": str(ROOT), "GLOO_SOCKET_IFNAME": "lo", "OMP_NUM_THREADS": "1"}
+    run.main(arguments)
 
 
 def _collected(ranks: dict[int, tuple[BaseProcess, Connection]], deadline: float) -> tuple[dict[int, Any], dict[int, str]]:

@@ -20,6 +20,7 @@ def model(name: str, interval: int) -> Plan:
     return Plan.of(MODELS[name](), shampoo(precondition_frequency=interval, staggered=True), 1)
 
 
+@cache
 def plan(name: str, ranks: int, interval: int = 10) -> Plan:
     found = model(name, interval)
     return Plan(found.layout, found.config, ranks)

@@ -1,18 +1,13 @@
 """`examples/fsdp2.py` under `torchrun`, interrupted and resumed by another number of ranks."""
 
-import os
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch.distributed as dist
 
 from examples import fsdp2
-from tests.distributed.support import spawned
-
-ROOT = Path(__file__).parents[2]
+from tests.distributed.support import ROOT, spawned, torchrun
 
 
 def trained(*arguments: str) -> tuple[float, float]:
@@ -23,16 +18,12 @@ def trained(*arguments: str) -> tuple[float, float]:
 
 def test_it_resumes_with_other_ranks(tmp_path: Path) -> None:
     checkpoint = str(tmp_path / "checkpoint")
-    command = ["torch.distributed.run", "--standalone", "--nproc-per-node", "2", str(ROOT / "examples" / "fsdp2.py")]
-    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"}
-    done = subprocess.run(
-        [sys.executable, "-m", *command, "--stop-after", "20", "--checkpoint", checkpoint],
-        env=environment, capture_output=True, text=True, timeout=120,
-    )  # fmt: skip
+    example = str(ROOT / "examples" / "fsdp2.py")
+    code, printed = torchrun("--standalone", "--nproc-per-node", "2", example, "--stop-after", "20", "--checkpoint", checkpoint)
     # threads of gloo that still hold tensors while the interpreter ends make it abort with this line, one time in forty on busy
     # cores (https://github.com/pytorch/pytorch/pull/179291); what was printed and saved before that is checked below
-    assert done.returncode == 0 or "terminate called without an active exception" in done.stderr, done.stderr
-    first, last = map(float, re.search(r"2 ranks, step 20: loss (\S+) -> (\S+)", done.stdout).groups())
+    assert code == 0 or "terminate called without an active exception" in printed, printed
+    first, last = map(float, re.search(r"2 ranks, step 20: loss (\S+) -> (\S+)", printed).groups())
     assert last < first / 5
     # a few steps: the mean over ranks of gradients rounds differently, which grows to 1 % until step 60; lost statistics
     # make the loss ten times as large at once

@@ -51,9 +51,9 @@ def test_without_turns_too_and_with_packed_state() -> None:
     assert check(options, torch.bfloat16, sizes=(4,)) == walked(options, None, torch.bfloat16, STEPS)
 
 
-@pytest.mark.parametrize("lag", [1, 3])
-def test_with_a_lag_the_bits_do_not_depend_on_the_number_of_ranks(lag: int) -> None:
-    assert check(MANY | {"dense_until": 6}, lag=lag) != walked(MANY | {"dense_until": 6}, None, steps=STEPS)
+@pytest.mark.parametrize(("lag", "sizes"), [(1, (2, 4)), (3, (4,))], ids=str)
+def test_with_a_lag_the_bits_do_not_depend_on_the_number_of_ranks(lag: int, sizes: tuple[int, ...]) -> None:
+    assert check(MANY | {"dense_until": 6}, lag=lag, sizes=sizes) != walked(MANY | {"dense_until": 6}, None, steps=STEPS)
 
 
 @pytest.mark.parametrize("method", ["minimax", "coupled_newton"])

@@ -127,8 +127,8 @@ def test_a_state_that_is_saved_between_two_refreshes_goes_on_exactly(tmp_path: P
 def test_roots_that_were_on_their_way_are_taken_at_the_first_step_after_a_load(tmp_path: Path) -> None:
     first, second = spawned(checkpointed, 2, str(tmp_path), 3)
     assert first == second
-    # saved with the roots of step 5 while those of 10 were on their way: those of 12 instead, used from 15 on; then those of 15
-    assert first[1] == [5, 5, 5, 12, 12, 12, 15, 15, 15]
+    # saved with the roots of step 1 while those of 5 were on their way: those of 7 instead, used from 10 on; then those of 10
+    assert first[1] == [1, 1, 1, 7, 7, 7, 10, 10, 10]
 
 
 def through_dcp() -> tuple[str, str, list[str]]:

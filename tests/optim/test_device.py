@@ -19,14 +19,17 @@ from tests.support import assert_close, gradients, model
 Options = Mapping[str, Any]
 
 SECOND = {"precondition_frequency": 2}
+
 WRAPPED: dict[str, Options] = {
     "defaults": {},
     "every third step": {"precondition_frequency": 3},
     "turns": {"precondition_frequency": 3, "staggered": True},
-    "momentum, small blocks": {"momentum": 0.9, "use_nesterov": True, "weight_decay": 0.1, "max_preconditioner_dim": 4, **SECOND},
-    "L2, a tensor of the host": {"weight_decay": 0.1, "adam_w_mode": False, "maximize": True, "lr": torch.tensor(0.01), **SECOND},
-    "packed": {"packed": True, "state_dtype": torch.bfloat16, **SECOND},
-    "statistics with fewer digits": {"statistics_precision": "medium", **SECOND},
+    "momentum, small blocks": {"momentum": 0.9, "use_nesterov": True, "weight_decay": 0.1, "max_preconditioner_dim": 4}
+    | SECOND,
+    "L2, a tensor of the host": {"weight_decay": 0.1, "adam_w_mode": False, "maximize": True, "lr": torch.tensor(0.01)}
+    | SECOND,
+    "packed": {"packed": True, "state_dtype": torch.bfloat16} | SECOND,
+    "statistics with fewer digits": {"statistics_precision": "medium"} | SECOND,
     "grafted from RMSprop": {"grafting_type": GraftingType.RMSPROP, "start_preconditioning_step": 4},
 }
 
