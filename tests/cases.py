@@ -1,7 +1,7 @@
 """Two tables of configurations: every transform, preconditioner and option, one by one, and the same several at a time.
 
 What depends on an option's own formula runs over `every_case`. What depends on how states are laid out, moved and kept
-runs over `every_combination`, which is much shorter, and in which `test_config.py` finds every option of the first again.
+runs over `every_combination`, which is much shorter, and in which `test_cases.py` finds every option of the first again.
 """
 
 from collections.abc import Callable
@@ -220,6 +220,11 @@ COMBINATIONS: dict[str, Callable[[], Config]] = {
     "recipe-everything": FACTORIES["recipe-everything"],
     "recipe-adagrad": FACTORIES["recipe-adagrad"],
 }
+
+
+def enough_steps(config: Config) -> int:
+    """Two, since the first has no past, or as many as it takes until roots are used: more go the way of the last."""
+    return max(2, config.cadence.start)
 
 
 def parametrized(table: dict[str, Callable[[], Config]]) -> pytest.MarkDecorator:

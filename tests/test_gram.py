@@ -20,11 +20,12 @@ def rows(*shape: int, dtype: torch.dtype = torch.float64) -> torch.Tensor:
 def test_it_is_the_product(shape: tuple[int, int], dtype: torch.dtype) -> None:
     many = rows(2, *shape, dtype=dtype)
     product = gram(many)
+    some = slice(None, None, 1 + shape[0] // 40)  # of the rows of each strip: numpy multiplies such wide numbers slowly
     wide = many.numpy().astype(np.longdouble)
-    exact = torch.from_numpy((wide @ wide.transpose(0, 2, 1)).astype(np.float64))
+    exact = torch.from_numpy((wide[:, some] @ wide.transpose(0, 2, 1)).astype(np.float64))
     # a diagonal entry is a sum of m squares of numbers of size one, and off by 8.4 eps of that at most with MKL on AMD's
     # processors, by less than 8 on Intel's; the bound for any order of summation is m eps / 2 of it
-    assert_close(product.double(), exact, rtol=0, atol=16 * shape[1] * torch.finfo(dtype).eps)
+    assert_close(product[:, some].double(), exact, rtol=0, atol=16 * shape[1] * torch.finfo(dtype).eps)
     assert product.dtype == dtype
 
 

@@ -45,6 +45,7 @@ from tests.support import (
     single,
 )
 
+STEPS = 2  # the second has a past: a third one goes the same way
 seeds = st.integers(0, 2**20)
 sizes = st.integers(2, 6)
 matrices = st.tuples(sizes, sizes)
@@ -88,7 +89,7 @@ def test_rotating_gradients_rotates_updates(
     magnitude: Preconditioner | None,
 ) -> None:
     optimizer = config(Kronecker(beta2, exponent, solver=RIDGE), magnitude, beta1)
-    params, grads = single(shape, seed)
+    params, grads = single(shape, seed, STEPS)
     rotations = [orthogonal(n, seed + mode) for mode, n in enumerate(shape)]
     turned = last_update(params, each(grads, lambda grad: rotated(grad, rotations)), optimizer)
     assert_close(turned, {"w": rotated(last_update(params, grads, optimizer)["w"], rotations)}, rtol=1e-9)
@@ -99,7 +100,7 @@ def test_scaling_all_gradients_changes_nothing_without_grafting(
     shape: tuple[int, ...], seed: int, beta1: float, beta2: float, scale: float
 ) -> None:
     optimizer = config(Kronecker(beta2, solver=Eigh(relative_epsilon=1e-4)), None, beta1)
-    params, grads = single(shape, seed)
+    params, grads = single(shape, seed, STEPS)
     scaled = last_update(params, each(grads, lambda grad: scale * grad), optimizer)
     assert_close(scaled, last_update(params, grads, optimizer), rtol=1e-9)
 
@@ -118,7 +119,7 @@ def test_transposing_gradients_transposes_updates(
     shape: tuple[int, ...], seed: int, beta1: float, beta2: float, exponent: float | None, magnitude: Preconditioner
 ) -> None:
     optimizer = config(Kronecker(beta2, exponent), magnitude, beta1)
-    params, grads = single(shape, seed)
+    params, grads = single(shape, seed, STEPS)
     turned = last_update({"w": params["w"].T}, each(grads, lambda grad: grad.T), optimizer)
     assert_close(turned, {"w": last_update(params, grads, optimizer)["w"].T}, rtol=1e-8)
 
@@ -127,7 +128,7 @@ def test_transposing_gradients_transposes_updates(
 def test_the_order_of_the_parameters_does_not_matter(seed: int, order: list[str], magnitude: Preconditioner) -> None:
     optimizer = config(Kronecker(), magnitude, 0.9, blocking=Blocking(3))
     params = {name: randn(*shape, seed=seed) for name, shape in zip("abcd", [(4, 3), (3, 3), (4, 3), (5,)], strict=True)}
-    grads = gradients(params, 3, seed)
+    grads = gradients(params, STEPS, seed)
     permuted = last_update({name: params[name] for name in order}, grads, optimizer)
     # products batched in another order may round otherwise
     assert_close({name: permuted[name] for name in "abcd"}, last_update(params, grads, optimizer), rtol=1e-8)
@@ -137,7 +138,7 @@ def test_the_order_of_the_parameters_does_not_matter(seed: int, order: list[str]
 def test_names_do_not_matter(seed: int, names: list[str]) -> None:
     optimizer = config(Kronecker(), Adam(), 0.9)
     params = {name: randn(4, 3, seed=seed + i) for i, name in enumerate("abc")}
-    grads = gradients(params, 3, seed)
+    grads = gradients(params, STEPS, seed)
     new = dict(zip("abc", names, strict=True))
     renamed = last_update(
         {new[name]: params[name] for name in params},
@@ -151,7 +152,7 @@ def test_names_do_not_matter(seed: int, names: list[str]) -> None:
 def test_diagonal_factors_are_full_ones_where_the_statistics_are_diagonal(
     shape: tuple[int, int], seed: int, beta1: float, beta2: float, exponent: float | None
 ) -> None:
-    params, grads = single(shape, seed)
+    params, grads = single(shape, seed, STEPS)
     shuffled = torch.randperm(shape[1], generator=torch.Generator().manual_seed(seed))
     # one entry in each row and column, at the same places always: G G^T and G^T G are diagonal
     aligned = each(grads, lambda grad: (torch.eye(*shape) * grad)[:, shuffled])
@@ -204,7 +205,7 @@ def test_the_norm_of_a_grafted_block_is_that_of_the_magnitude(
     seed: int, largest: int, beta1: float, magnitude: Preconditioner
 ) -> None:
     shape = (5, 4)
-    params, grads = single(shape, seed)
+    params, grads = single(shape, seed, STEPS)
     blocking = Blocking(largest)
     ours, theirs = (
         run(params, grads, of_direction(preconditioner, beta1, blocking))[2][-1]["w"]
@@ -220,7 +221,7 @@ def test_the_norm_of_a_grafted_block_is_that_of_the_magnitude(
 def test_with_one_norm_per_tensor_it_is_that_of_the_whole_tensor(
     seed: int, largest: int, beta1: float, magnitude: Preconditioner
 ) -> None:
-    params, grads = single((5, 4), seed)
+    params, grads = single((5, 4), seed, STEPS)
     blocking = Blocking(largest)
     whole, plain, alone = (
         run(params, grads, of_direction(preconditioner, beta1, blocking))[2][-1]["w"]
@@ -257,7 +258,7 @@ def test_parameters_of_equal_shape_do_not_influence_each_other(
 ) -> None:
     optimizer = config(Kronecker(), magnitude, 0.9)
     params = {"a": randn(*shape, seed=seed), "b": randn(*shape, seed=seed + 1)}
-    grads, others = gradients(params, 3, seed), gradients(params, 3, seed + 1)
+    grads, others = gradients(params, STEPS, seed), gradients(params, STEPS, seed + 1)
     mixed = [{"a": grad["a"], "b": 1e3 * other["b"]} for grad, other in zip(grads, others, strict=True)]
     one, other = run(params, grads, optimizer), run(params, mixed, optimizer)
     assert torch.equal(one[0]["a"], other[0]["a"])
@@ -269,7 +270,7 @@ def test_parameters_of_equal_shape_do_not_influence_each_other(
 def test_staggered_and_plain_cadence_agree_at_an_interval_of_one(
     shape: tuple[int, ...], seed: int, start: int, magnitude: Preconditioner
 ) -> None:
-    params, grads = single(shape, seed)
+    params, grads = single(shape, seed, steps=4)
     plain, staggered = (
         run(params, grads, config(Kronecker(), magnitude, cadence=Cadence(1, start, staggered))) for staggered in (False, True)
     )

@@ -25,7 +25,7 @@ from shampoo_fn import (
 from shampoo_fn.blocking import cut, put_back
 from shampoo_fn.solve import Job, batched
 from shampoo_fn.tree import flatten
-from tests.cases import every_case, every_combination
+from tests.cases import enough_steps, every_case, every_combination
 from tests.support import (
     Tensors,
     assert_close,
@@ -58,12 +58,12 @@ def warmed_up(config: Config) -> tuple[Tensors, State, Tensors]:
 
 @cache
 def refreshed(config: Config) -> tuple[Tensors, list[Tensors], Tensors, State]:
-    """Parameters and gradients of two steps, or as many as it takes until roots are used, and what these lead to.
+    """Parameters, the gradients of some steps, and what these lead to.
 
     refresh=True: in a staggered cadence a parameter's turn depends on its company.
     """
     params = model()
-    grads = gradients(params, max(2, config.cadence.start))
+    grads = gradients(params, enough_steps(config))
     after, state, _ = run(params, grads, config, refresh=True)
     return params, grads, after, state
 

@@ -29,7 +29,7 @@ from shampoo_fn import (
 from tests.support import gradients, model, run
 
 STEPS, LR = 50, 0.02
-PARAMS = model(shapes={"first": (6, 4), "bias": (5,), "scalar": ()})
+PARAMS = model(shapes={"first": (6, 4), "scalar": ()})
 NEVER = Cadence(frequency=1, start=STEPS + 1)
 SMALL = Blocking(3)  # a method that works by element does not see blocks
 

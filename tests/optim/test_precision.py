@@ -159,8 +159,8 @@ def test_threads_that_overlap_leave_torch_as_it_was() -> None:
 
 @pytest.mark.parametrize("options", [{}, {"compile": "eager"}], ids=str)
 def test_the_numbers_are_those_of_torch_under_that_setting(options: Mapping[str, Any]) -> None:
-    params = parameters(torch.float32, SHAPES)
-    grads = grads_for(params, 3)
+    params = parameters(torch.float32, {name: SHAPES[name] for name in ("first", "second")})  # what has products
+    grads = grads_for(params, 2)
     config = shampoo(0.1)
     values = {name: param.detach().clone() for name, param in params.items()}
     state = init_state(values, config)

@@ -4,6 +4,7 @@ import copy
 import io
 import os
 import pickle
+from functools import cache
 from typing import Any
 
 import pytest
@@ -15,7 +16,7 @@ from shampoo_optim import Shampoo
 from shampoo_optim.options import DEFAULTS
 from shampoo_optim.shampoo import CACHE
 from tests.optim.support import BUSY, SHAPES, grads_for, parameters, snapshot, walk
-from tests.support import assert_identical
+from tests.support import Tensors, assert_identical
 
 FACTOR = {"factors.", "inverse_roots.", "residuals.", "failures.", "ridge_boosts."}
 
@@ -95,22 +96,29 @@ def test_another_dtype_policy_is_taken_over() -> None:
     assert other.state[double["first"]]["factors.0"].dtype == torch.float64
 
 
-@pytest.mark.parametrize("at", range(1, 6))
-def test_a_busy_run_resumes_to_the_bit_at_any_step(at: int) -> None:
-    grads = grads_for(parameters(), 6)
+@cache
+def saved_at_every_step() -> tuple[list[Tensors], list[bytes], Tensors]:
+    """The gradients of a busy run, a file after each of its steps, and what it comes to."""
     params = parameters()
     optimizer = Shampoo(params.items(), **BUSY)
-    walk(optimizer, params, grads[:at])
-    buffer = io.BytesIO()
-    torch.save([{name: p.detach() for name, p in params.items()}, optimizer.state_dict()], buffer)
-    buffer.seek(0)
-    weights, checkpoint = torch.load(buffer, weights_only=True)
+    grads, files = grads_for(params, 6), []
+    for each in grads:
+        walk(optimizer, params, [each])
+        buffer = io.BytesIO()
+        torch.save([{name: p.detach() for name, p in params.items()}, optimizer.state_dict()], buffer)
+        files.append(buffer.getvalue())
+    return grads, files, snapshot(params, optimizer)
+
+
+@pytest.mark.parametrize("at", range(1, 6))
+def test_a_busy_run_resumes_to_the_bit_at_any_step(at: int) -> None:
+    grads, files, expected = saved_at_every_step()
+    weights, checkpoint = torch.load(io.BytesIO(files[at - 1]), weights_only=True)
     twins = {name: Parameter(value) for name, value in weights.items()}
     other = Shampoo(twins.items())
     other.load_state_dict(checkpoint)
-    walk(optimizer, params, grads[at:])
     walk(other, twins, grads[at:])
-    assert_identical(snapshot(params, optimizer), snapshot(twins, other))
+    assert_identical(snapshot(twins, other), expected)
 
 
 def test_nothing_of_its_own_on_the_optimizer() -> None:
