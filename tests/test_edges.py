@@ -11,6 +11,7 @@ from torch import Tensor
 from shampoo_fn import (
     EMA,
     Adam,
+    Blocking,
     ByShape,
     Chain,
     Config,
@@ -216,10 +217,12 @@ def test_half_precision_is_worked_in_single(solver: Solver, dtype: torch.dtype) 
     assert residuals < 0.1
 
 
-@pytest.mark.parametrize("exponent", [0.75, 1.0])
-@pytest.mark.parametrize("shape", [(24, 16), (8, 6, 5), (5, 4, 50)])
-def test_directions_that_overflow_count_as_zero(shape: tuple[int, ...], exponent: float) -> None:
-    config = shampoo(1e-2, exponent=exponent, merge_dims=False)
+@pytest.mark.parametrize("grafting", [None, "block", "tensor"])
+@pytest.mark.parametrize(("shape", "exponent"), [((24, 16), 1.0), ((8, 6, 5), 0.75), ((5, 4, 50), 1.0)])
+def test_directions_that_overflow_count_as_zero(shape: tuple[int, ...], exponent: float, grafting: str | None) -> None:
+    kronecker = Kronecker(0.95, exponent=exponent)
+    method = Graft(kronecker, Adam(0.95), norm=grafting) if grafting else kronecker
+    config = Config(Chain(precondition=Preconditioned(method, EMA(0.8)), rate=Scale(1e-2)), Blocking(merge_dims=False))
     scales = {f"1e{decade}": 10.0**decade for decade in range(-20, -9)}
     params = {name: torch.zeros(shape) for name in scales}
     state = init_state(params, config)
