@@ -54,22 +54,26 @@ def test_fifty_steps_with_a_changing_lr_are_two_graphs_with_the_numbers_of_eager
 
 
 def test_a_schedule_is_part_of_the_graph() -> None:
-    config = shampoo(lr=lambda step: 0.02 * (1 - step / 12), precondition_frequency=3)
-    counter, unused = Counter(), torch.tensor(0.0)
-    compiled = torch.compile(train_step, backend=counter, fullgraph=True)
-    params, _ = trained(config, 6, compiled, unused, traced=True)
-    expected, _ = trained(config, 6, train_step, unused, traced=False)
-    assert counter.graphs == 2
-    for name in params:
-        torch.testing.assert_close(params[name], expected[name], rtol=1e-6, atol=1e-9)
+    config = shampoo(lr=lambda step: 0.02 * (1 - step / 12), weight_decay=lambda step: 0.1 / step)
+    counter = Counter()
+    compiled = torch.compile(update, backend=counter, fullgraph=True)
+    params = expected = {"bias": torch.linspace(-1, 1, 4)}  # it has no roots, which would be most of the graph
+    state = expected_state = init_state(params, config)
+    for _ in range(6):
+        updates, state = compiled(params, state, config, params, refresh=False)
+        params = apply_updates(params, updates)
+        updates, expected_state = update(expected, expected_state, config, expected)
+        expected = apply_updates(expected, updates)
+    assert counter.graphs == 1
+    torch.testing.assert_close(params["bias"], expected["bias"], rtol=1e-6, atol=1e-9)
 
 
 def test_inductor_gives_the_numbers_of_eager_mode() -> None:
     lr = torch.tensor(0.0, dtype=torch.float64)
-    config = shampoo(lr=lr, precondition_frequency=4)
+    config = shampoo(lr=lr, precondition_frequency=1)  # one graph, of the whole step: it takes half a minute to make
     compiled = torch.compile(train_step, fullgraph=True)
-    params, _ = trained(config, 5, compiled, lr, traced=True)
-    expected, _ = trained(config, 5, train_step, lr, traced=False)
+    params, _ = trained(config, 4, compiled, lr, traced=True)
+    expected, _ = trained(config, 4, train_step, lr, traced=False)
     for name in params:
         torch.testing.assert_close(params[name], expected[name], rtol=1e-6, atol=1e-9)
 
@@ -96,26 +100,20 @@ def test_a_staggered_step_compiles_in_two_parts_around_an_eager_refresh() -> Non
 
 
 def test_one_compiled_step_serves_models_of_several_widths() -> None:
-    config = shampoo(weight_decay=0.1, max_preconditioner_dim=10)
+    config = shampoo(betas=(0.0, 0.95), grafting=None, weight_decay=0.1, max_preconditioner_dim=10)  # little to trace
     counter = Counter()
     compiled = torch.compile(update, backend=counter, fullgraph=True)
     for graphs, width in enumerate((8, 12, 16), 1):  # cut into one stack of blocks, two, and two of other shapes
         params = {"weight": torch.linspace(-1, 1, 6 * width).reshape(width, 6)}
         state = expected_state = init_state(params, config)
-        for refresh_now in (True, True):
-            updates, state = compiled(params, state, config, params, refresh=refresh_now)
-            expected, expected_state = update(params, expected_state, config, params, refresh=refresh_now)
-            for name in params:
-                torch.testing.assert_close(updates[name], expected[name])
+        for _ in range(2):
+            updates, state = compiled(params, state, config, params, refresh=False)
+            expected, expected_state = update(params, expected_state, config, params, refresh=False)
+            torch.testing.assert_close(updates["weight"], expected["weight"])
         assert counter.graphs == graphs
 
 
-@pytest.mark.parametrize(
-    "configs",
-    [[shampoo(max_preconditioner_dim=n) for n in (1024, 4)], [shampoo(solver=Rational(poles=n)) for n in (4, 3)]],
-    ids=["block size", "poles"],
-)
-def test_one_compiled_step_serves_several_configs(configs: list[Config]) -> None:
+def test_one_compiled_step_serves_configs_of_several_block_sizes_and_poles() -> None:
     params = {"weight": torch.ones(8, 8, dtype=torch.float64)}
     generator = torch.Generator().manual_seed(0)
     grads = {name: torch.randn(p.shape, generator=generator, dtype=p.dtype) for name, p in params.items()}
@@ -124,9 +122,9 @@ def test_one_compiled_step_serves_several_configs(configs: list[Config]) -> None
         return update(grads, init_state(params, config), config, params, refresh=True)[0]
 
     compiled = torch.compile(stepped, backend="eager", fullgraph=True)
-    for config in configs:
-        for name, value in stepped(config).items():
-            torch.testing.assert_close(compiled(config)[name], value)
+    for size, poles in ((1024, 4), (4, 3)):
+        config = shampoo(betas=(0.0, 0.95), grafting=None, max_preconditioner_dim=size, solver=Rational(poles=poles))
+        torch.testing.assert_close(compiled(config)["weight"], stepped(config)["weight"])
 
 
 def test_refresh_must_be_given_inside_a_compiled_step() -> None:
