@@ -13,7 +13,7 @@ train: $(READY)
 	$(BIN)/python -m benchmarks.train $(ARGS)
 
 test: lint
-	$(BIN)/pytest -n auto
+	$(BIN)/pytest -n auto --dist worksteal
 
 lint: $(READY)
 	$(BIN)/ruff format --check
