@@ -96,9 +96,8 @@ def test_vmap_of_grad_is_grad_of_each(solver: Solver, exponent: float) -> None:
     torch.testing.assert_close(torch.func.vmap(gradient)(matrices), expected, rtol=1e-9, atol=1e-9)
 
 
-@pytest.mark.parametrize(
-    "name", ["eigh", "eigh absolute", "coupled newton"]
-)  # for an absolute ridge Newton takes other numbers
+# with an absolute ridge Newton takes other numbers the same way
+@pytest.mark.parametrize("name", ["eigh", "eigh absolute", "coupled newton"])
 def test_compiled_grad_is_grad(name: str) -> None:
     torch.compiler.reset()
     gradient = torch.func.grad(loss(DIFFERENTIABLE[name], 1 / 4))
