@@ -28,7 +28,7 @@ def fresh_compiler() -> None:
 
 def trained(config: Config, steps: int, step: Any, lr: torch.Tensor, *, traced: bool) -> tuple[Any, Any]:
     torch.manual_seed(0)
-    module, data = model(), batch()
+    module, data = model(bias=False), batch()  # one stack: each takes seconds to trace, and much longer to generate code for
     params = parameters(module)
     state = init_state(params, config)
     for t in range(1, steps + 1):

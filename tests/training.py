@@ -11,8 +11,8 @@ from shampoo_fn import Config, State, apply_updates, update
 Params = dict[str, Tensor]
 
 
-def model(width: int = 8) -> torch.nn.Module:
-    first, last = (torch.nn.Linear(width, width, dtype=torch.float64) for _ in range(2))
+def model(width: int = 8, *, bias: bool = True) -> torch.nn.Module:
+    first, last = (torch.nn.Linear(width, width, bias, dtype=torch.float64) for _ in range(2))
     return torch.nn.Sequential(first, torch.nn.Tanh(), last)
 
 

@@ -217,7 +217,7 @@ def test_what_is_no_backend_is_refused() -> None:
 def test_inductor_generates_code_for_blocks_of_one_parameter_with_momentum() -> None:
     # torch 2.13 cannot if momentum is written back inside the graph
     params, twins = ({"w": Parameter(torch.linspace(-1, 1, 512).reshape(32, 16))} for _ in range(2))
-    options: dict[str, Any] = {"max_preconditioner_dim": 16, "momentum": 0.9}
+    options: dict[str, Any] = {"max_preconditioner_dim": 16, "momentum": 0.9, "betas": (0.0, 0.95), "grafting_type": "SGD"}
     optimizer, eager = Shampoo(params.items(), compile=True, **options), Shampoo(twins.items(), **options)
     grads = grads_for(params, 3)
     walk(optimizer, params, grads)
