@@ -24,12 +24,11 @@ format: $(READY)
 	$(BIN)/ruff format
 	$(BIN)/ruff check --fix
 
-# torch goes first and alone, so that nothing else decides which build of it is fetched. Modules are compiled as they are
-# imported: most of torch's never are, and compiling all takes longer than the rest of the installation.
+# torch goes first and alone, so that nothing else decides which build of it is fetched.
 $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --quiet --no-compile -c constraints.txt torch
-	$(BIN)/pip install --quiet --no-compile -c constraints.txt -e '.[test]'
+	$(BIN)/pip install --quiet -c constraints.txt torch
+	$(BIN)/pip install --quiet -c constraints.txt -e '.[test]'
 	touch $@
 
 clean:
