@@ -76,5 +76,6 @@ def fixed(value: float) -> float:
 
 def constant_result(function: Callable[P, R]) -> Callable[P, R]:
     """A function of Python numbers and strings that `torch.compile` calls at once and whose result it keeps as a constant."""
-    marked: Callable[P, R] = torch.compiler.assume_constant_result(function)
-    return marked
+    # `torch.compiler.assume_constant_result` does just this, but imports the compiler first, as long again as all of torch
+    function._dynamo_marked_constant = True  # type: ignore[attr-defined]
+    return function
