@@ -41,9 +41,9 @@ def check_grads(grads: Tensors, state: State, config: Config) -> None:
 
 def check_names(names: Collection[str] | None, state: State) -> None:
     """Every name is that of a parameter of the state."""
-    unknown = next((name for name in names or () if name not in state.templates), None)
-    if unknown is not None:
-        raise KeyError(_unknown("name", unknown, state))
+    unknown = [name for name in names or () if name not in state.templates]  # no `next` with a default, for torch 2.8
+    if unknown:
+        raise KeyError(_unknown("name", unknown[0], state))
 
 
 def check_params(params: Tensors | None, grads: Tensors, state: State, config: Config) -> Tensors | None:

@@ -89,7 +89,7 @@ def precondition_stack(
 def _unheld(new: Tree, held: tuple[Tree, ...]) -> Tree:
     """`new`, with a copy of each leaf that somebody else holds: a transform may keep the gradient, or pass state on."""
     others = leaves(held)
-    return map_tree(lambda leaf: leaf.clone() if any(leaf is other for other in others) else leaf, new)
+    return map_tree(lambda leaf: leaf.clone() if [other for other in others if leaf is other] else leaf, new)
 
 
 def norms_of_stack(stack: Stack, config: Config, state: BlockState, blocks: Blocks) -> Tensor:

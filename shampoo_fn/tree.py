@@ -9,19 +9,21 @@ Record = TypeVar("Record", bound=tuple[Any, ...])
 Tree = Any  # Tensor | tuple of trees (named or not) | dict[str, Tree]
 
 
+# Loops, and looks for tensors, where a comprehension or one more call would do: torch.compile traces each function that is
+# called, comprehensions included, and half of those in a step are of this file.
 def map_tree(function: Callable[..., Any], tree: Tree, *others: Tree) -> Tree:
     """Apply `function` to each tensor of `tree`, and to the tensors at the same places of `others`."""
     if isinstance(tree, Tensor):
         return function(tree, *others)
-    if not others:  # most calls, for small blocks a good part of a step: without the star and the zip it takes half the time
-        if isinstance(tree, dict):
-            return {key: map_tree(function, value) for key, value in tree.items()}
-        mapped = [map_tree(function, value) for value in tree]
-    elif isinstance(tree, dict):
-        return {key: map_tree(function, value, *(other[key] for other in others)) for key, value in tree.items()}
-    else:
-        mapped = [map_tree(function, *values) for values in zip(tree, *others, strict=True)]
-    return type(tree)(*mapped) if hasattr(tree, "_fields") else tuple(mapped)
+    mapped = {}
+    for key in tree if isinstance(tree, dict) else range(len(tree)):
+        value = tree[key]
+        beside = [other[key] for other in others] if others else ()
+        mapped[key] = function(value, *beside) if isinstance(value, Tensor) else map_tree(function, value, *beside)
+    if isinstance(tree, dict):
+        return mapped
+    values = list(mapped.values())
+    return tuple.__new__(type(tree), values) if hasattr(tree, "_fields") else tuple(values)
 
 
 def first_leaf(tree: Tree) -> Tensor | None:
@@ -39,7 +41,13 @@ def leaves(tree: Tree) -> list[Tensor]:
     """The tensors of `tree`, in order."""
     if isinstance(tree, Tensor):
         return [tree]
-    return [leaf for child in (tree.values() if isinstance(tree, dict) else tree) for leaf in leaves(child)]
+    found: list[Tensor] = []
+    for child in tree.values() if isinstance(tree, dict) else tree:
+        if isinstance(child, Tensor):
+            found.append(child)
+        else:
+            found.extend(leaves(child))
+    return found
 
 
 def flatten(tree: Tree, prefix: str = "") -> dict[str, Tensor]:
@@ -92,7 +100,7 @@ def changed(tree: Tree, new: Mapping[str, Tree], write: Callable[[Tensor, Tensor
 def replaced(record: Record, **fields: Any) -> Record:
     """`record._replace(**fields)` of a named tuple, in words that torch.compile follows also in torch 2.8."""
     kind: Any = type(record)
-    made: Record = kind(*[fields.get(name, value) for name, value in zip(kind._fields, tuple(record), strict=True)])
+    made: Record = tuple.__new__(kind, [fields.get(kind._fields[place], record[place]) for place in range(len(record))])
     return made
 
 
@@ -100,4 +108,7 @@ def _children(tree: Tree) -> dict[str, Tree]:
     if isinstance(tree, dict):
         return tree
     names = type(tree)._fields if hasattr(tree, "_fields") else [str(place) for place in range(len(tree))]
-    return dict(zip(names, tuple(tree), strict=True))
+    children: dict[str, Tree] = {}
+    for place in range(len(tree)):
+        children[names[place]] = tree[place]
+    return children
