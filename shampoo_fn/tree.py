@@ -15,15 +15,16 @@ def map_tree(function: Callable[..., Any], tree: Tree, *others: Tree) -> Tree:
     """Apply `function` to each tensor of `tree`, and to the tensors at the same places of `others`."""
     if isinstance(tree, Tensor):
         return function(tree, *others)
-    mapped = {}
-    for key in tree if isinstance(tree, dict) else range(len(tree)):
-        value = tree[key]
-        beside = [other[key] for other in others] if others else ()
-        mapped[key] = function(value, *beside) if isinstance(value, Tensor) else map_tree(function, value, *beside)
     if isinstance(tree, dict):
-        return mapped
-    values = list(mapped.values())
-    return tuple.__new__(type(tree), values) if hasattr(tree, "_fields") else tuple(values)
+        built = {}
+        for key, value in tree.items():
+            beside = [other[key] for other in others] if others else ()
+            built[key] = function(value, *beside) if isinstance(value, Tensor) else map_tree(function, value, *beside)
+        return built
+    mapped = []
+    for values in zip(tree, *others, strict=True):
+        mapped.append(function(*values) if isinstance(values[0], Tensor) else map_tree(function, *values))
+    return tuple.__new__(type(tree), mapped) if hasattr(tree, "_fields") else tuple(mapped)
 
 
 def first_leaf(tree: Tree) -> Tensor | None:
