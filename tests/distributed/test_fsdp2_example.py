@@ -4,6 +4,7 @@ import re
 from pathlib import Path
 
 import pytest
+import torch
 import torch.distributed as dist
 
 from examples import fsdp2
@@ -14,6 +15,13 @@ def trained(*arguments: str) -> tuple[float, float]:
     """The example's loop in this rank's group."""
     assert dist.is_initialized()
     return fsdp2.train(arguments)
+
+
+def averages() -> bool:
+    """Whether gloo averages where FSDP2 asks it to; that of torch 2.8 adds up (https://github.com/pytorch/pytorch/issues/162338)."""
+    mean = torch.empty(1)
+    dist.reduce_scatter_tensor(mean, torch.ones(dist.get_world_size()), op=dist.ReduceOp.AVG)
+    return mean.item() == 1.0
 
 
 def test_it_resumes_with_other_ranks(tmp_path: Path) -> None:
@@ -30,4 +38,6 @@ def test_it_resumes_with_other_ranks(tmp_path: Path) -> None:
     (resumed, end), *_ = spawned(trained, 1, "--checkpoint", checkpoint, "--steps", "24")
     (_, uninterrupted), *_ = spawned(trained, 2, "--steps", "24")
     assert resumed < last
+    if not all(spawned(averages, 2)):
+        pytest.skip("one rank and two compute other gradients: gloo of this torch adds up instead of averaging")
     assert end == pytest.approx(uninterrupted, rel=1e-5)

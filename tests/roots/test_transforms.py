@@ -27,6 +27,8 @@ COMPILED = {
     "pseudo-inverse": PseudoInverse(),
     "auto": Auto(),
 }
+# compiled by torch 2.8, `add_(other, alpha=factor)` rounds the product before it adds, which the operator itself does not
+SAME_BITS = torch.__version__ >= "2.9"
 compiled_solvers = pytest.mark.parametrize("solver", COMPILED.values(), ids=COMPILED)
 
 
@@ -45,7 +47,7 @@ def test_one_graph_and_the_same_roots_when_compiled(solver: Solver) -> None:
     torch.compiler.reset()
     matrices = factors(16)
     compiled = torch.compile(lambda given: solver(given, 1 / 4), backend="eager", fullgraph=True)
-    assert torch.equal(compiled(matrices).roots, solver(matrices, 1 / 4).roots)
+    assert_same(compiled(matrices).roots, solver(matrices, 1 / 4).roots)
     with torch.compiler.set_stance("fail_on_recompile"):
         compiled(2 * matrices)
 
@@ -59,7 +61,7 @@ def test_vmap_inside_compile(solver: Solver) -> None:
         return torch.func.vmap(lambda matrices: solver(matrices, 1 / 4))(given)
 
     compiled = torch.compile(mapped, backend="eager", fullgraph=True)
-    assert torch.equal(compiled(stacks).roots, mapped(stacks).roots)
+    assert_same(compiled(stacks).roots, mapped(stacks).roots)
 
 
 @pytest.mark.parametrize(
@@ -76,7 +78,16 @@ def test_another_ridge_or_exponent_compiles_to_another_schedule(kind: Callable[.
     # what differed once is a symbol from then on, so the third graph is of a ridge that is one already
     for relative_epsilon, exponent in ((1e-2, 1 / 2), (1e-3, 1 / 4), (1e-1, 1 / 4)):
         solver = kind(relative_epsilon=relative_epsilon)
-        assert torch.equal(solve(matrices, solver, exponent), solver(matrices, exponent).roots)
+        assert_same(solve(matrices, solver, exponent), solver(matrices, exponent).roots)
+
+
+def assert_same(compiled: Tensor, eager: Tensor) -> None:
+    """The same bits where the compiler keeps them, and as many digits as two orders of summation share where it does not."""
+    if SAME_BITS:
+        assert torch.equal(compiled, eager)
+    else:
+        error = torch.linalg.matrix_norm(compiled - eager) / torch.linalg.matrix_norm(eager)
+        assert error.max() < 1e-5
 
 
 @solvers

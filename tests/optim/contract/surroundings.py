@@ -39,7 +39,9 @@ SCHEDULERS: dict[str, Callable[[Optimizer], Any]] = {
 @check
 def every_scheduler_drives_it(make: Make) -> None:
     for name, scheduler_of in SCHEDULERS.items():
-        driven = [problem(make, shapes=FEW, lr=lr) for lr in (0.05, torch.tensor(0.05))]
+        # SequentialLR of torch 2.8 overwrites a rate that is a tensor (https://github.com/pytorch/pytorch/issues/162359)
+        rates = [0.05] if name == "SequentialLR" and torch.__version__ < "2.9" else [0.05, torch.tensor(0.05)]
+        driven = [problem(make, shapes=FEW, lr=lr) for lr in rates]
         twins, other = problem(make, shapes=FEW, lr=0.05)
         running = [scheduler_of(optimizer) for _, optimizer in driven]
         for step in random_grads(twins, 4):
