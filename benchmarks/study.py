@@ -14,6 +14,7 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
+from benchmarks.adapters import ALL_JOBS
 from benchmarks.study_contenders import train
 from benchmarks.study_experiments import EXPERIMENTS
 from benchmarks.study_goals import goals
@@ -22,7 +23,6 @@ from benchmarks.study_plots import pictures
 from benchmarks.study_settings import Experiment
 from benchmarks.study_store import Result, Run, Store
 from benchmarks.study_tables import filled, tables, write_summary
-from benchmarks.tasks import JOBS
 
 RESULTS = Path(__file__).parent / "results" / "study.csv"
 DOCS = Path(__file__).parent.parent / "docs"
@@ -62,7 +62,7 @@ def arguments(given: Sequence[str] | None) -> argparse.Namespace:
 
 def measure(run: Run) -> Result:
     """Train, and take the held-out loss on the way; a run ends early where the loss is not finite."""
-    job = JOBS[run.job]
+    job = ALL_JOBS[run.job]
     model, held_out = job.model(run.seed), job.held_out()
     training = train(job, run.seed, run.settings, steps=run.steps)
     evaluations = set(job.evaluations(run.steps))
@@ -88,7 +88,7 @@ def runs_of(experiment: Experiment, options: argparse.Namespace) -> list[Run]:
     steps = options.steps or (QUICK_STEPS if options.quick else experiment.steps)
     seeds = experiment.seeds[:1] if options.quick else experiment.seeds
     return [
-        Run.of(experiment.job, seed, steps or JOBS[experiment.job].steps, variant.options)
+        Run.of(experiment.job, seed, steps or ALL_JOBS[experiment.job].steps, variant.options)
         for variant in experiment.variants
         for seed in seeds
     ]

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from benchmarks.study_extras import NoisyRoots, RoundedProducts, ShapedRMS, SmallSide, SparseStatistics, SumOfSides
+from benchmarks.study_extras import NoisyRoots, NoLongSide, RoundedProducts, ShapedRMS, SmallSide, SparseStatistics, SumOfSides
 from benchmarks.tasks import Job
 from shampoo_fn import (
     Adagrad,
@@ -28,7 +28,7 @@ from shampoo_fn import (
 )
 
 Options = Mapping[str, Any]  # plain values: numbers, strings, lists, None
-EXTRAS = ("elementwise_beta2", "small_side", "sum_of_sides", "statistics_every", "pixels", "rounded")
+EXTRAS = ("elementwise_beta2", "small_side", "sum_of_sides", "statistics_every", "pixels", "rounded", "long_side")
 
 
 def configuration(job: Job, rate: Callable[[Tensor], Tensor], options: Options) -> Config:
@@ -91,8 +91,10 @@ def _changed(link: Any, extras: Mapping[str, Any]) -> Any:
 
 def _kronecker(kronecker: Any, extras: Mapping[str, Any]) -> Kronecker:
     given = {field.name: getattr(kronecker, field.name) for field in fields(Kronecker)}
-    if "pixels" in extras:
+    if "pixels" in extras or extras.get("long_side") == "full":
         given["factors"] = "full"
+    if extras.get("long_side") == "none":
+        return NoLongSide(**given)
     if extras.get("small_side"):
         return SmallSide(**given)
     if extras.get("sum_of_sides"):

@@ -109,6 +109,20 @@ PIXELS = Experiment(
     seeds=range(100, 120),
 )
 
+LONG_SIDES: dict[str, dict[str, Any]] = {"diagonal": {}, "full": {"long_side": "full"}, "none": {"long_side": "none"}}
+
+
+def thin(job: str) -> Experiment:
+    base = {**DEFAULTS, "max_preconditioner_dim": 1024}  # no side is cut
+    variants = [
+        setting(f"{label}, lr {HALF_OCTAVES[k]:.3g}", base, **change, lr=HALF_OCTAVES[k])
+        for label, change in LONG_SIDES.items()
+        for k in ((-1, 1, 3) if label != "none" else (1,))
+    ]
+    variants += [Variant(f"AdamW, {variant.label}", variant.options) for variant in rates(ADAMW, 0, 1, 2, 3)]
+    return Experiment(f"The factor of a side at least 16 times as long as the other: {job}.", job, variants)
+
+
 OFTEN: dict[str, dict[str, Any]] = {
     "every 10": {},
     "every 10, dense until 10": {"dense_until": 10},
@@ -152,6 +166,7 @@ EXPERIMENTS: dict[str, Experiment] = {
     **{f"defaults-{job}": _defaults(job) for job in JOB_NAMES},
     **FILTERS,
     "pixels": PIXELS,
+    **{f"thin-{rank}": thin(f"adapters-{rank}") for rank in (8, 16)},
     "clock": Experiment(
         "The recommended setting made cheaper or better, 300 steps, on the seeds of the race.",
         "gpt",

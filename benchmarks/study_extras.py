@@ -59,6 +59,14 @@ class SmallSide(Kronecker):
 
 
 @dataclass(frozen=True)
+class NoLongSide(Kronecker):
+    """Shampoo without a factor for a side that "auto" would give a diagonal one."""
+
+    def modes(self, shape: tuple[int, ...]) -> dict[str, ModePlan]:
+        return {mode: plan for mode, plan in super().modes(shape).items() if plan.full}
+
+
+@dataclass(frozen=True)
 class SumOfSides(Kronecker):
     """The sum over the sides of what each does alone, `X_1 u + u X_2`, with exponent 1 `L^-1 u + u R^-1`.
 

@@ -1,12 +1,18 @@
 """Which factor and which exponent each mode of a block gets."""
 
 from collections.abc import Mapping
+from math import prod
 from typing import Any, NamedTuple
 
 from shampoo_fn.validate import require
 
 FULL, DIAGONAL, SKIP, AUTO = "full", "diagonal", "skip", "auto"
 LARGEST_TAIL = 49  # what a mode behind the second is at most for "auto" to skip it: 7 x 7 pixels, less than a head of attention
+
+# A mode of n, beside m elements of all others, has a factor n / m times the size of the block, and its rank grows by m a step:
+# at n = 16 m it is hardly ever full with beta2 = 0.95, which forgets after 20 steps. With such factors the adapters of LoRA,
+# [8, 4096], take 258 times the memory of their parameters, roots of 1024 x 1024, and learn no faster (docs/tuning.md).
+LONGEST = 16
 
 ModeOptions = Any
 """One value for every mode, or a mapping `{order: value}` or `{order: (value of mode 0, of mode 1, ...)}`."""
@@ -23,8 +29,8 @@ class ModePlan(NamedTuple):
     ) -> "dict[str, ModePlan]":
         """The plan of each mode of a block of this shape, keyed by mode; modes without a factor are absent.
 
-        "auto" is "full" with w, the order, counting the first two modes and those larger than `LARGEST_TAIL`: the pixels of a
-        convolution get no factor.
+        "auto" is "full" with two exceptions. Modes behind the second get none if they are at most `LARGEST_TAIL`, and do not
+        count in w, the order: the pixels of a convolution. One at least `LONGEST` times all others together is "diagonal".
         """
         plans = {}
         order = len(shape)
@@ -35,7 +41,8 @@ class ModePlan(NamedTuple):
             power = 1.0 / (2 * (order - len(tails))) if power is None else float(power)
             if kinds[mode] == SKIP or mode in tails or power == 0:
                 continue
-            full = kinds[mode] != DIAGONAL and (max_full_dim is None or n <= max_full_dim)
+            long = kinds[mode] == AUTO and order > 1 and n * n >= LONGEST * prod(shape)
+            full = kinds[mode] != DIAGONAL and not long and (max_full_dim is None or n <= max_full_dim)
             plans[str(mode)] = ModePlan(n, full, power)
         return plans
 

@@ -1,4 +1,5 @@
-"""Convolution kernels: by default their pixels share the factors of the channels, and have none of their own."""
+"""Which factors blocks get by default: a convolution's pixels share those of its channels, and a side much longer than the rest
+of its block has a diagonal one."""
 
 import pytest
 import torch
@@ -38,6 +39,49 @@ def test_modes_behind_the_second_have_factors_only_if_they_are_large(shape: tupl
         "the classic exponent counts modes with factors"
     )
     assert "".join(Kronecker().modes(shape)) == "".join(str(mode) for mode in range(len(shape)))
+
+
+@pytest.mark.parametrize(
+    ("shape", "diagonal"),
+    [
+        ((8, 127), ""),
+        ((8, 128), "1"),
+        ((128, 8), "0"),
+        ((2, 33), "1"),
+        ((64, 3, 3), ""),
+        ((64, 3), "0"),
+        ((143, 3, 3), ""),
+        ((144, 3, 3), "0"),
+        ((3, 3, 144), "2"),
+        ((50,), ""),
+    ],
+)
+def test_a_side_sixteen_times_the_rest_of_its_block_has_a_diagonal_factor(shape: tuple[int, ...], diagonal: str) -> None:
+    plans = Kronecker(factors="auto").modes(shape)
+    assert "".join(mode for mode, plan in plans.items() if not plan.full) == diagonal
+    assert all(plan.full for plan in Kronecker().modes(shape).values())
+    assert {plan.exponent for plan in plans.values()} == {1 / (2 * len(plans))}
+
+
+@given(short=st.integers(2, 4), transposed=st.booleans(), seed=st.integers(0, 100))
+def test_a_thin_matrix_is_preconditioned_by_its_short_side_and_the_norms_of_its_long_one(
+    short: int, transposed: bool, seed: int
+) -> None:
+    ridge = 1e-3
+    grads = gradients({"w": randn(short, 16 * short)}, 1, seed)
+    gradient = grads[0]["w"]
+    expected = -whitened(gradient @ gradient.mT, ridge) @ gradient * (gradient.square().sum(0) + ridge) ** -0.5
+    if transposed:
+        grads, expected = [{"w": gradient.mT}], expected.mT
+    config = direction(factors="auto", exponent=0.5, solver=Eigh(0.0, ridge))
+    assert_close(last_update({"w": torch.zeros_like(expected)}, grads, config), {"w": expected}, rtol=1e-9)
+
+
+def test_the_adapters_of_a_large_model_have_a_state_of_their_own_size() -> None:
+    params = {"down": torch.zeros(8, 4096), "up": torch.zeros(4096, 8)}
+    state = init_state(params, shampoo(0.1))
+    held = sum(value.nbytes for name in params for value in entries(state, shampoo(0.1), name).values())
+    assert held < 3 * sum(param.nbytes for param in params.values())
 
 
 def test_an_exponent_of_ones_own_counts_all_modes() -> None:
