@@ -119,8 +119,8 @@ def thin(job: str) -> Experiment:
         for label, change in LONG_SIDES.items()
         for k in ((-1, 1, 3) if label != "none" else (1,))
     ]
-    variants += [Variant(f"AdamW, {variant.label}", variant.options) for variant in rates(ADAMW, 0, 1, 2, 3)]
-    return Experiment(f"The factor of a side at least 16 times as long as the other: {job}.", job, variants)
+    variants += [Variant(f"AdamW, {variant.label}", variant.options) for variant in rates(ADAMW, -1, 0, 1, 2, 3)]
+    return Experiment(f"The factor of a side above 128, at least 16 times as long as the other: {job}.", job, variants)
 
 
 OFTEN: dict[str, dict[str, Any]] = {

@@ -67,7 +67,7 @@ def check_refresh(refresh: bool | None, state: State, config: Config, *, argumen
     if refresh is not None and not isinstance(refresh, bool):
         raise ValueError(f"{argument}={refresh!r}: must be True, False or None")
     check_state(state)
-    if refresh is False or not any(is_traced(blocks.step) or blocks.step.is_meta for blocks in state.stacks.values()):
+    if refresh is False or not any(is_traced(blocks.step) for blocks in state.stacks.values()):
         return
     if refresh is None:
         raise ValueError(
@@ -92,7 +92,7 @@ def check_failures(plan: Layout, state: State, config: Config, names: Collection
     Eager only: the host reads the counters.
     """
     counters = failures(state)
-    if not counters or any(is_traced(leaf) or leaf.is_meta for leaf in counters.values()):
+    if not counters or any(is_traced(leaf) for leaf in counters.values()):
         return
     counts = on_host(list(counters.values()))
     if max(map(max, counts)) < config.max_root_failures:

@@ -11,8 +11,9 @@ LARGEST_TAIL = 49  # what a mode behind the second is at most for "auto" to skip
 
 # A mode of n, beside m elements of all others, has a factor n / m times the size of the block, and its rank grows by m a step:
 # at n = 16 m it is hardly ever full with beta2 = 0.95, which forgets after 20 steps. With such factors the adapters of LoRA,
-# [8, 4096], take 258 times the memory of their parameters, roots of 1024 x 1024, and learn no faster (docs/tuning.md).
-LONGEST = 16
+# [8, 4096], take 258 times the memory of their parameters and roots of 1024 x 1024. They are worth a hundredth or two of the
+# loss (docs/tuning.md), and at 128 cost 64 KB and half a millisecond: up to that they stay.
+LONGEST, SMALL = 16, 128
 
 ModeOptions = Any
 """One value for every mode, or a mapping `{order: value}` or `{order: (value of mode 0, of mode 1, ...)}`."""
@@ -30,7 +31,8 @@ class ModePlan(NamedTuple):
         """The plan of each mode of a block of this shape, keyed by mode; modes without a factor are absent.
 
         "auto" is "full" with two exceptions. Modes behind the second get none if they are at most `LARGEST_TAIL`, and do not
-        count in w, the order: the pixels of a convolution. One at least `LONGEST` times all others together is "diagonal".
+        count in w, the order: the pixels of a convolution. One larger than `SMALL` and at least `LONGEST` times all others
+        together is "diagonal".
         """
         plans = {}
         order = len(shape)
@@ -41,7 +43,7 @@ class ModePlan(NamedTuple):
             power = 1.0 / (2 * (order - len(tails))) if power is None else float(power)
             if kinds[mode] == SKIP or mode in tails or power == 0:
                 continue
-            long = kinds[mode] == AUTO and order > 1 and n * n >= LONGEST * prod(shape)
+            long = kinds[mode] == AUTO and order > 1 and n > SMALL and n * n >= LONGEST * prod(shape)
             full = kinds[mode] != DIAGONAL and not long and (max_full_dim is None or n <= max_full_dim)
             plans[str(mode)] = ModePlan(n, full, power)
         return plans

@@ -74,7 +74,7 @@ def shampoo(
     vectors: "diagonal" gives order-1 tensors the grafting's diagonal method (Adam where it has none), "full" a matrix factor.
     diagonal: globs of parameters that get the diagonal method whatever their shape.
     merge_dims: a convolution's pixels become one dimension. One behind the second has no factor if it is 49 at most
-    (`Kronecker.factors="auto"`, by which sides at least 16 times as long as the rest of their block have diagonal factors).
+    (`Kronecker.factors="auto"`, which gives one above 128 and at least 16 times the rest of its block a diagonal factor).
     state_dtype: that filter, momentum and (without `root_dtype`) roots are kept in, such as bfloat16; statistics, which forget
     too slowly for few digits, stay as they are. packed: symmetric matrices are kept in half the memory.
     Raises ValueError naming the argument, its value and what is allowed. Other arguments: `Kronecker`, `Config`, `Momentum`,

@@ -15,8 +15,9 @@ R = TypeVar("R")
 
 
 def is_traced(tensor: Tensor) -> bool:
-    """True inside `torch.compile`, for a tensor wrapped by `vmap`, `grad`, `jvp` or `functionalize`, and for a fake one."""
-    if torch.compiler.is_compiling():
+    """Whether values cannot be read: inside `torch.compile`, on "meta", of a fake tensor, and of one wrapped by `vmap`, `grad`,
+    `jvp` or `functionalize`."""
+    if torch.compiler.is_compiling() or tensor.is_meta:
         return True
     # torch.func has no public query for this; this one has had its name and meaning since torch 2.0
     return torch._C._functorch.is_functorch_wrapped_tensor(tensor) or isinstance(tensor, FakeTensor)

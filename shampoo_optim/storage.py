@@ -176,4 +176,4 @@ def _description(param: Tensor) -> tuple[torch.Size, torch.dtype]:
 
 
 def _read(step: Tensor) -> list[int] | None:
-    return None if is_traced(step) or step.device.type == "meta" else step.tolist()
+    return None if is_traced(step) else step.tolist()

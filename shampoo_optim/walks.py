@@ -40,7 +40,7 @@ class Walks(NamedTuple):
 
 def walks(storage: Storage, chunk: Chunk) -> Walks:
     """How a chunk is worked: by graphs if the options say so, its values are there, and nobody counts what is done."""
-    if storage.backend is None or is_traced(chunk.state.step) or chunk.stack.device.type == "meta" or is_observed():
+    if storage.backend is None or is_traced(chunk.state.step) or is_observed():
         return EAGER
     if OVERRUNS and storage.backend == "inductor" and chunk.stack.device.type == "cpu":
         _warn_of_overruns()

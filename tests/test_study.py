@@ -166,14 +166,14 @@ def test_adapters_alone_are_trained_and_their_long_sides_have_what_was_asked_for
         *_, params = train(job, 0, TUNED["gpt"][kind], steps=2)
         assert {name.rpartition(".")[2] for name in params} == {"down", "up"}
         assert not any(torch.equal(value, before[name]) for name, value in params.items())
-    params = {"down": torch.zeros(4, 128)}
+    params = {"down": torch.zeros(4, 160)}
     options = {key: value for key, value in BASE.items() if key not in ("optimizer", "lr")}
     shapes = []
     for choice in ({}, {"long_side": "full"}, {"long_side": "none"}):
         config = configuration(job, WarmupCosine(0.01, 6), options | choice)
         (entries,) = to_dict(init_state(params, config), config)["down"].values()
         shapes.append([tuple(value.shape) for path, value in entries.items() if ".factors." in path])
-    assert shapes == [[(4, 4), (128,)], [(4, 4), (128, 128)], [(4, 4)]]
+    assert shapes == [[(4, 4), (160,)], [(4, 4), (160, 160)], [(4, 4)]]
 
 
 class Recorded(torch.optim.SGD):
@@ -304,8 +304,8 @@ def test_a_sum_of_sides_is_what_each_does_alone() -> None:
 
 def test_one_side_has_one_factor_and_shapes_have_their_lengths() -> None:
     assert list(SmallSide().modes((4, 3))) == ["1"]
-    assert list(NoLongSide(factors="auto").modes((2, 64))) == ["0"]
-    assert list(NoLongSide(factors="auto").modes((4, 63))) == ["0", "1"]
+    assert list(NoLongSide(factors="auto").modes((2, 160))) == ["0"]
+    assert list(NoLongSide(factors="auto").modes((4, 64))) == ["0", "1"]
     clock = Clock(torch.tensor(1), torch.tensor(True), True)
     tall, wide = torch.ones(8, 2), torch.ones(2, 8)
     for update_, factor in ((tall, 2.0), (wide, 1.0)):
