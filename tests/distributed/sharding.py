@@ -55,6 +55,7 @@ CASES = {
     "bfloat16": Case(dtype=torch.bfloat16),
     "complex64": Case(dtype=torch.complex64),
     "defaults": Case({"lr": 0.1}),
+    "diagonal": Case(MANY | {"large_dim_method": "diagonal"}),
     "maximize": Case(MANY | {"maximize": True}),
     "absent": Case(absent={"first": (2,), "second": (0, 1, 2), "bias": tuple(range(5))}),
     "broken": Case(broken=(3,)),

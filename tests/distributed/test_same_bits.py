@@ -46,8 +46,9 @@ def test_parameters_and_state_are_those_of_one_process_at_every_step(dtype: torc
     assert check(MANY, dtype, sizes=sizes) == walked(MANY, None, dtype, STEPS)
 
 
-def test_without_turns_too_and_with_packed_state() -> None:
-    options = PLAIN | {"packed": True}
+@pytest.mark.parametrize("change", [{"packed": True}, {"large_dim_method": "diagonal"}], ids=["packed", "diagonal"])
+def test_without_turns_too_and_with_packed_state_or_diagonal_factors(change: dict[str, Any]) -> None:
+    options = PLAIN | change
     assert check(options, torch.bfloat16, sizes=(4,)) == walked(options, None, torch.bfloat16, STEPS)
 
 

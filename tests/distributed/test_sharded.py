@@ -13,14 +13,17 @@ from tests.support import assert_close, assert_identical
 RUNS = {
     1: [("sharded", "float32"), ("exact", "float32")],
     2: [
-        *(("exact", name) for name in ("float32", "bfloat16", "defaults", "absent", "broken", "groups", "changed", "norms")),
+        *(
+            ("exact", name)
+            for name in ("float32", "bfloat16", "defaults", "diagonal", "absent", "broken", "groups", "changed", "norms")
+        ),
         *(("sharded", name) for name in ("float32", "float64", "defaults", "maximize", "groups", "changed")),
         ("local", "float32"),
         ("sharded, rounded", "float32"),
         ("exact, rounded", "float32"),
     ],
     4: [
-        *(("sharded", name) for name in ("float32", "bfloat16", "complex64", "absent", "broken", "norms")),
+        *(("sharded", name) for name in ("float32", "bfloat16", "complex64", "diagonal", "absent", "broken", "norms")),
         *(("exact", name) for name in ("float32", "float64", "maximize")),
         ("halves", "float32"),
         *(("hybrid", name) for name in ("float32", "broken")),
