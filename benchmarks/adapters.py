@@ -13,11 +13,11 @@ from torch import Tensor, nn
 from benchmarks.gpt import GPT
 from benchmarks.gpt import loss as bytes_loss
 from benchmarks.race import Task
-from benchmarks.schedule import WarmupCosine
+from benchmarks.study_contenders import train
+from benchmarks.study_settings import DEFAULTS
 from benchmarks.tasks import GPT as PRETRAINING
-from benchmarks.tasks import JOBS, Job
+from benchmarks.tasks import JOBS, Job, Params
 from benchmarks.text import Text, standard_library
-from shampoo_optim import Shampoo
 
 SCALE = 2.0
 
@@ -66,15 +66,9 @@ def _backwards() -> Text:
 
 
 @cache
-def _pretrained(steps: int) -> dict[str, Tensor]:
-    model, rate = PRETRAINING.model(0), WarmupCosine(0.014, steps)
-    optimizer = Shampoo(model.named_parameters(), diagonal=PRETRAINING.diagonal, max_preconditioner_dim=256)
-    for step, (inputs, targets) in enumerate(PRETRAINING.batches(0, steps), start=1):
-        optimizer.param_groups[0]["lr"] = rate(torch.tensor(step)).item()
-        optimizer.zero_grad()
-        PRETRAINING.loss(model, dict(model.named_parameters()), inputs, targets).backward()
-        optimizer.step()
-    return model.state_dict()
+def _pretrained(steps: int) -> Params:
+    *_, params = train(PRETRAINING, 0, {**DEFAULTS, "lr": 0.014}, steps=steps)
+    return params
 
 
 ALL_JOBS = JOBS | {job.name: job for job in (adapters(rank, PRETRAINING.steps) for rank in (8, 16))}

@@ -37,7 +37,7 @@ def train(job: Job, seed: int, options: Options, *, steps: int) -> Iterator[Para
     return _torch(job, model, batches, rate, optimizers)
 
 
-def trainable(model: nn.Module) -> dict[str, nn.Parameter]:
+def _trainable(model: nn.Module) -> dict[str, nn.Parameter]:
     return {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
 
 
@@ -48,7 +48,7 @@ def _cast(tensor: Tensor, dtype: torch.dtype) -> Tensor:
 def _torch(
     job: Job, model: nn.Module, batches: Sequence[Batch], rate: WarmupCosine, optimizers: list[torch.optim.Optimizer]
 ) -> Iterator[Params]:
-    params = trainable(model)
+    params = _trainable(model)
     peaks = [optimizer.param_groups[0]["lr"] for optimizer in optimizers]  # relative to the rate's
     yield params
     for step, (inputs, targets) in enumerate(batches, start=1):
@@ -61,7 +61,7 @@ def _torch(
 
 
 def _adamw(job: Job, model: nn.Module, options: dict[str, Any]) -> list[torch.optim.Optimizer]:
-    return [_adamw_of(list(trainable(model).values()), **options)]
+    return [_adamw_of(list(_trainable(model).values()), **options)]
 
 
 def _adamw_of(
@@ -87,7 +87,7 @@ def _parted(job: Job, model: nn.Module) -> tuple[list[nn.Parameter], list[nn.Par
     """Hidden matrices, and all other parameters."""
     hidden: list[nn.Parameter] = []
     rest: list[nn.Parameter] = []
-    for name, parameter in trainable(model).items():
+    for name, parameter in _trainable(model).items():
         matrix = parameter.dim() == 2 and not any(matches_glob(glob, name) for glob in job.diagonal)
         (hidden if matrix else rest).append(parameter)
     return hidden, rest
@@ -97,7 +97,7 @@ def _peer(kind: str, job: Job, model: nn.Module, options: dict[str, Any]) -> lis
     """Another package's optimizer for all parameters; with `rest`, for hidden matrices, and AdamW at `rest` times its lr."""
     part = options.pop("rest", None)
     if part is None:
-        return [optimizer_of(kind, list(trainable(model).values()), options)]
+        return [optimizer_of(kind, list(_trainable(model).values()), options)]
     hidden, rest = _parted(job, model)
     return [optimizer_of(kind, hidden, options), _adamw_of(rest, lr=part)]
 
@@ -111,7 +111,7 @@ def _shampoo(
     dense = options.pop("dense_then_sparse", None)
     config = configuration(job, rate, options)
     gradients_of = torch.func.grad(partial(job.loss, model))
-    params: Params = {name: parameter.detach() for name, parameter in trainable(model).items()}
+    params: Params = {name: parameter.detach() for name, parameter in _trainable(model).items()}
     state = init_state(params, config)
     yield params
     for step, (inputs, targets) in enumerate(batches, start=1):

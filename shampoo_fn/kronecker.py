@@ -45,9 +45,9 @@ class Kronecker(Preconditioner):
 
     beta2: decay of the factors in [0, 1]; the number 1 sums (Adagrad), as the first paper does.
     exponent: e for every mode; None is 1/(2w); a mapping from order to a number, or to one number per mode. 0 skips a mode.
-    factors: "full", "diagonal" (squared row norms only), "skip" or "auto" (full, but none for modes of a block behind the
-    second of size 49 at most: a convolution's pixels; and diagonal for one above 128 that is at least 16 times as long as the
-    rest of the block); or a mapping from order to one of these per mode.
+    factors: "full", "diagonal" (squared row norms only), "skip", "auto", or a mapping from order to one of these per mode;
+    "auto" is full, but none for modes behind the second of at most 49 (a convolution's pixels), and diagonal for a mode
+    above 128 that is at least 16 times as long as the rest of the block.
     max_full_dim: a mode larger than this gets a diagonal factor.
     solver: how roots are taken, and the ridge. factor_dtype: of the factors, None for the block's, at least float32.
     root_dtype: of the stored roots, None for the block's, in which they are used; never wider than that.

@@ -11,8 +11,8 @@ LARGEST_TAIL = 49  # what a mode behind the second is at most for "auto" to skip
 
 # A mode of n, beside m elements of all others, has a factor n / m times the size of the block, and its rank grows by m a step:
 # at n = 16 m it is hardly ever full with beta2 = 0.95, which forgets after 20 steps. With such factors the adapters of LoRA,
-# [8, 4096], take 258 times the memory of their parameters and roots of 1024 x 1024. They are worth a hundredth or two of the
-# loss (docs/tuning.md), and at 128 cost 64 KB and half a millisecond: up to that they stay.
+# [8, 4096], take 258 times the memory of their parameters and roots of 1024 x 1024. Full ones are worth up to 0.04 of the loss
+# (docs/tuning.md), and at 128 take 64 KB and half a millisecond: up to that they stay.
 LONGEST, SMALL = 16, 128
 
 ModeOptions = Any
