@@ -126,20 +126,22 @@ def _scientific(value: float) -> str:
 
 def picture(rows: Sequence[Row], path: Path) -> None:
     """Error against time, one line through the sizes of each solver."""
-    figure = Figure(figsize=(8, 5), layout="constrained")
+    figure = Figure(figsize=(9.5, 5), layout="constrained")
     axes = figure.add_subplot()
-    p = rows[0].p
+    p, sizes = rows[0].p, sorted({row.n for row in rows})
     for name, marker in zip(SOLVERS, itertools.cycle("osD^vP*Xh"), strict=False):
         line = [r for r in rows if r.solver == name and r.p == p and r.root_error == r.root_error]
         if line:
             axes.plot([r.milliseconds for r in line], [r.root_error for r in line], marker=marker, label=name)
             end = line[-1].milliseconds, line[-1].root_error
-            axes.annotate(f"n = {line[-1].n}", end, (-4, 6), textcoords="offset points", ha="right", fontsize=7)
-    axes.set(xscale="log", yscale="log", xlabel="milliseconds per matrix", ylabel="largest relative error of the suite")
+            if line[-1].n < sizes[-1]:
+                axes.annotate(f"n = {line[-1].n}", end, (-4, 6), textcoords="offset points", ha="right", fontsize=7)
+    axes.set(xscale="log", yscale="log", ylabel="largest relative error of the suite")
+    axes.set_xlabel(f"milliseconds per matrix, n = {', '.join(map(str, sizes))} from left to right")
     threads = f"{rows[0].threads} thread" + ("s" if rows[0].threads > 1 else "")
     axes.set_title(f"Inverse roots, p = {p}, relative ridge 1e-6, {rows[0].device} ({threads}), float32 factors")
     axes.grid(alpha=0.3)
-    axes.legend(fontsize=8, loc="center left")
+    figure.legend(fontsize=8, loc="outside right upper")  # lines are everywhere within
     figure.savefig(path, dpi=120)
 
 

@@ -3,14 +3,14 @@
 These share storage with their inputs where nothing changed; `update.py` copies that before a caller sees it.
 """
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from shampoo_fn.belonging import plan_of
-from shampoo_fn.checks import check_failures, check_grads, check_params, check_refresh
+from shampoo_fn.checks import Tensors, check_failures, check_grads, check_params, check_refresh
 from shampoo_fn.config import Config
 from shampoo_fn.diagonal import differentiable_sqrt
 from shampoo_fn.layout import Layout, Piece, Stack, gather, scatter, slots
@@ -31,8 +31,6 @@ from shampoo_fn.state import BlockState, State
 from shampoo_fn.tracing import is_batched
 from shampoo_fn.tree import map_tree, replaced
 from shampoo_fn.validate import require
-
-Tensors = Mapping[str, Tensor]
 
 
 class Batch(NamedTuple):

@@ -3,18 +3,16 @@
 Each is a pure function of its arguments: these are bit-identical afterwards, and no output shares storage with an input.
 """
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection
 
 from torch import Tensor
 
 from shampoo_fn.belonging import plan_of
-from shampoo_fn.checks import check_names, check_refresh
+from shampoo_fn.checks import Tensors, check_names, check_refresh
 from shampoo_fn.config import Config
 from shampoo_fn.solve import Solve, batched
 from shampoo_fn.stages import accumulate_all, precondition_all, prepared, refresh_due, unshared
 from shampoo_fn.state import State
-
-Tensors = Mapping[str, Tensor]
 
 
 def update(
