@@ -12,6 +12,7 @@ from benchmarks.study_settings import (
     FRESH,
     HALF_OCTAVES,
     JOB_NAMES,
+    LONG,
     MUON,
     SHORT,
     TUNED,
@@ -109,6 +110,19 @@ PIXELS = Experiment(
     seeds=range(100, 120),
 )
 
+LONGER = Experiment(
+    "Five times as many steps.",
+    "gpt",
+    [
+        *(Variant(f"AdamW, {variant.label}", variant.options) for variant in rates(ADAMW, -8, -7, -6, -5)),
+        *(Variant(f"Muon, {variant.label}", variant.options) for variant in rates(MUON, -1, 0)),
+        *(Variant(f"Shampoo, {variant.label}", variant.options) for variant in rates(DEFAULTS, -1, 0, 1, 2)),
+        setting("Shampoo, cheaper", DEFAULTS, **CHEAP),
+        setting("Shampoo, beta2 0.98", DEFAULTS, beta2=0.98),
+    ],
+    steps=LONG,
+)
+
 LONG_SIDES: dict[str, dict[str, Any]] = {"diagonal": {}, "full": {"long_side": "full"}, "none": {"long_side": "none"}}
 
 
@@ -166,6 +180,7 @@ EXPERIMENTS: dict[str, Experiment] = {
     **{f"defaults-{job}": _defaults(job) for job in JOB_NAMES},
     **FILTERS,
     "pixels": PIXELS,
+    "longer": LONGER,
     **{f"thin-{rank}": thin(f"adapters-{rank}") for rank in (8, 16)},
     "clock": Experiment(
         "The recommended setting made cheaper or better, 300 steps, on the seeds of the race.",

@@ -7,6 +7,7 @@ from typing import Any
 # Settings are chosen on TUNING seeds; the races that compare the contenders are run on others.
 TUNING, FRESH = (100, 101, 102), (0, 1, 2)
 SHORT = 120  # steps of a run that asks about one knob, its schedule as much shorter
+LONG = 1500  # steps of a run that asks whether what holds in the beginning goes on
 JOB_NAMES = ("gpt", "mlp", "convnet", "autoencoder", "regression")
 HALF_OCTAVES = {k: round(0.01 * 2 ** (k / 2), 6) for k in range(-12, 13)}  # learning rates: 0.01 times powers of sqrt(2)
 

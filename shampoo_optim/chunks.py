@@ -35,7 +35,7 @@ def limit_of(state: int, *, compiled: bool, device: torch.device) -> int:
     return max(2 * SMALLEST_LIMIT, min(8 * SMALLEST_LIMIT, numbers // 50), numbers // 200)
 
 
-class Tile(NamedTuple):
+class Slab(NamedTuple):
     """Some rows of blocks of a parameter's region, and the slots that they fill."""
 
     name: str
@@ -56,22 +56,22 @@ class Chunk(NamedTuple):
     stack: Stack
     first: int
     state: BlockState
-    tiles: tuple[Tile, ...]
+    slabs: tuple[Slab, ...]
     at: Tensor | None = None
 
     @property
     def size(self) -> int:
-        return sum(tile.region.size for tile in self.tiles)
+        return sum(slab.region.size for slab in self.slabs)
 
     @property
     def slots(self) -> Sequence[int]:
         """Its slots in the stack."""
         if self.at is None:
             return range(self.first, self.first + self.size)
-        return _places(self.tiles)
+        return _places(self.slabs)
 
 
-def tiles(stack: Stack, merged: Mapping[str, tuple[int, ...]], shapes: Mapping[str, tuple[int, ...]], limit: int) -> list[Tile]:
+def slabs(stack: Stack, merged: Mapping[str, tuple[int, ...]], shapes: Mapping[str, tuple[int, ...]], limit: int) -> list[Slab]:
     """The pieces of a stack, such as have more than `limit` elements cut between rows of blocks."""
     found = []
     for piece in stack.pieces:
@@ -82,29 +82,29 @@ def tiles(stack: Stack, merged: Mapping[str, tuple[int, ...]], shapes: Mapping[s
             count = min(rows, region.counts[0] - start)
             starts = (region.starts[0] + start * region.block[0], *region.starts[1:])
             part = Region(starts, (count, *region.counts[1:]), region.block)
-            found.append(Tile(piece.name, part, piece.first + start * row, whole))
+            found.append(Slab(piece.name, part, piece.first + start * row, whole))
     return found
 
 
-def chunks(stack: Stack, state: BlockState, parts: Iterable[Tile], present: Collection[str] | None, limit: int) -> list[Chunk]:
-    """The tiles of the parameters in `present` (None: all), joined up to `limit` elements.
+def chunks(stack: Stack, state: BlockState, parts: Iterable[Slab], present: Collection[str] | None, limit: int) -> list[Chunk]:
+    """The slabs of the parameters in `present` (None: all), joined up to `limit` elements.
 
     Neighbours are joined; and small runs of neighbours over what lies between them, since copying their state twice takes less
     time than one more chunk.
     """
     each = prod(stack.block)
-    kept = [[tile] for tile in parts if present is None or tile.name in present]
+    kept = [[slab] for slab in parts if present is None or slab.name in present]
     runs = _joined(kept, limit // each, lambda before, after: before[-1].end == after[0].first)
     few = min(limit, SMALLEST_LIMIT) // each
     joined = _joined(runs, limit // each, lambda before, after: _slots(before) <= few >= _slots(after))
     return [_chunk(stack, state, run) for run in joined]
 
 
-def _joined(runs: Iterable[list[Tile]], most: int, may: Callable[[list[Tile], list[Tile]], bool]) -> list[list[Tile]]:
+def _joined(runs: Iterable[list[Slab]], most: int, may: Callable[[list[Slab], list[Slab]], bool]) -> list[list[Slab]]:
     """Each run behind the one before it, if they `may` be one and have no more than `most` slots together."""
-    found: list[list[Tile]] = []
+    found: list[list[Slab]] = []
     filled = 0
-    before: list[Tile] = []
+    before: list[Slab] = []
     for run in runs:
         size = _slots(run)
         if before and filled + size <= most and may(before, run):
@@ -117,15 +117,15 @@ def _joined(runs: Iterable[list[Tile]], most: int, may: Callable[[list[Tile], li
     return found
 
 
-def _places(run: Iterable[Tile]) -> list[int]:
-    return [slot for tile in run for slot in range(tile.first, tile.end)]
+def _places(run: Iterable[Slab]) -> list[int]:
+    return [slot for slab in run for slot in range(slab.first, slab.end)]
 
 
-def _slots(run: Iterable[Tile]) -> int:
-    return sum(tile.region.size for tile in run)
+def _slots(run: Iterable[Slab]) -> int:
+    return sum(slab.region.size for slab in run)
 
 
-def _chunk(stack: Stack, state: BlockState, run: list[Tile]) -> Chunk:
+def _chunk(stack: Stack, state: BlockState, run: list[Slab]) -> Chunk:
     first, end = run[0].first, run[-1].end
     part = state if end - first == stack.size else map_tree(lambda leaf: leaf[first:end], state)
     chunk = Chunk(stack, first, part, tuple(run))
@@ -153,9 +153,9 @@ def opened(chunk: Chunk, *, graphs: bool) -> Iterator[Chunk]:
 
 def gathered(chunk: Chunk, tensors: Mapping[str, Tensor], merged: Mapping[str, tuple[int, ...]]) -> Tensor:
     """The blocks of a chunk [slots, *block]; of a single one a view."""
-    if len(chunk.tiles) > 1 and all(tile.whole for tile in chunk.tiles):
-        return torch.stack([tensors[tile.name] for tile in chunk.tiles])
-    blocks = [cut(tensors[tile.name].reshape(merged[tile.name]), tile.region) for tile in chunk.tiles]
+    if len(chunk.slabs) > 1 and all(slab.whole for slab in chunk.slabs):
+        return torch.stack([tensors[slab.name] for slab in chunk.slabs])
+    blocks = [cut(tensors[slab.name].reshape(merged[slab.name]), slab.region) for slab in chunk.slabs]
     return blocks[0] if len(blocks) == 1 else torch.cat(blocks)
 
 

@@ -69,7 +69,7 @@ def precondition(work: Work) -> None:
     for chunk in work.chunks:
         shared = None
         if norms:
-            shared = torch.cat([differentiable_sqrt(norms[tile.name]).expand(tile.region.size, 2) for tile in chunk.tiles])
+            shared = torch.cat([differentiable_sqrt(norms[slab.name]).expand(slab.region.size, 2) for slab in chunk.slabs])
         with _opened(work, chunk) as own:
             _move(work, own, blocks_of(work, own), shared)
 
@@ -110,6 +110,6 @@ def _norms(work: Work) -> Mapping[str, Tensor]:
     for chunk in work.chunks if config.transform.reads_norms else ():
         with _opened(work, chunk) as own:
             squared = norms_of_stack(chunk.stack, config, own.state, blocks_of(work, own)).square()
-        for tile, part in zip(chunk.tiles, squared.split([tile.region.size for tile in chunk.tiles]), strict=True):
-            totals[tile.name] = totals.get(tile.name, 0) + part.sum(0)
+        for slab, part in zip(chunk.slabs, squared.split([slab.region.size for slab in chunk.slabs]), strict=True):
+            totals[slab.name] = totals.get(slab.name, 0) + part.sum(0)
     return totals

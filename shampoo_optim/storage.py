@@ -20,7 +20,7 @@ from shampoo_fn.tracing import is_traced
 from shampoo_fn.transform import is_of_package
 from shampoo_fn.tree import flatten, leaves
 from shampoo_optim.adoption import show, stacked
-from shampoo_optim.chunks import Chunk, chunks, limit_of, mark_batch, tiles
+from shampoo_optim.chunks import Chunk, chunks, limit_of, mark_batch, slabs
 from shampoo_optim.configuration import backend, configured, precision
 from shampoo_optim.entries import entries
 from shampoo_optim.groups import real
@@ -102,9 +102,9 @@ class Storage:
         size = sum(leaf.nbytes for leaf in leaves(self.state.stacks))
         self.limit = limit_of(size, compiled=self.backend is not None, device=self.params[0].device)
         shapes = {name: tuple(param.shape) for name, param in reals.items()}
-        # a tile's gradients are a view, those of a chunk of several a copy: in graphs a temporary more beside three
+        # a slab's gradients are a view, those of a chunk of several a copy: in graphs a temporary more beside three
         limit = self.limit if self.backend is None else self.limit * 5 // 4
-        self._tiles = [tiles(stack, self.plan.merged, shapes, limit) for stack in self.plan.stacks]
+        self._slabs = [slabs(stack, self.plan.merged, shapes, limit) for stack in self.plan.stacks]
         self._all = self._chunks(None)
 
     def current(self, params: Sequence[Tensor], states: Sequence[dict[str, Any]], key: Structure) -> bool:
@@ -144,7 +144,7 @@ class Storage:
         return self._all if len(grads) == len(self.params) else self._chunks(grads)
 
     def _chunks(self, present: Mapping[str, Tensor] | None) -> list[Chunk]:
-        pairs = zip(self.plan.stacks, self._tiles, strict=True)
+        pairs = zip(self.plan.stacks, self._slabs, strict=True)
         found = [c for stack, parts in pairs for c in chunks(stack, self.state.stacks[stack.key], parts, present, self.limit)]
         for chunk in found if self.backend is not None else ():
             mark_batch(flatten(chunk.state).values())

@@ -18,10 +18,10 @@ class Writer:
 
     def add(self, chunk: Chunk, updates: Tensor) -> None:
         """Add the updates [slots, *block] of a chunk."""
-        if all(tile.whole for tile in chunk.tiles):
-            torch._foreach_add_([self._params[tile.name] for tile in chunk.tiles], list(updates.unbind()))
+        if all(slab.whole for slab in chunk.slabs):
+            torch._foreach_add_([self._params[slab.name] for slab in chunk.slabs], list(updates.unbind()))
         else:
-            self.put([(tile.name, tile.region) for tile in chunk.tiles], updates)
+            self.put([(slab.name, slab.region) for slab in chunk.slabs], updates)
 
     def put(self, regions: Iterable[tuple[str, Region]], updates: Tensor) -> None:
         """Add the updates [slots, *block] of the blocks of some regions of parameters."""

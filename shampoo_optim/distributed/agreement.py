@@ -61,7 +61,7 @@ def steps_described(works: Sequence[Work], *, refreshed: bool = False) -> Descri
     """How many steps each parameter has taken, whether it has a gradient now, and if asked for when its roots were taken."""
     found: Description = {}
     for work in works:
-        present = {tile.name for chunk in work.chunks for tile in chunk.tiles}
+        present = {slab.name for chunk in work.chunks for slab in chunk.slabs}
         steps = _by_parameter(work.storage, host_steps(work.storage))
         for name, counts in steps.items():
             found[f"parameter {name!r}"] = {"gradient": "one" if name in present else "none", "steps": counts}

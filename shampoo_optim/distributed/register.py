@@ -54,7 +54,7 @@ class Register:
         agree(self._peers, groups, works, (*settings, lag, self._peers.size, self._tiles[1]), device, failed=failed)
         self._late = set(self._overdue()) if lag else set()
         steps = self._steps()
-        names = {tile.name for work in works for chunk in work.chunks for tile in chunk.tiles}
+        names = {slab.name for work in works for chunk in work.chunks for slab in chunk.slabs}
         active = [block for block in steps if block.name in names]
         self.share = Share(*self._tiles, Timetable.of(0, self._tiles[0], steps, active, self._late))
 

@@ -23,14 +23,14 @@ from shampoo_optim.placement import Groups, States
 from shampoo_optim.storage import Beginning, Members, Storage
 
 
-class Share(NamedTuple):
+class Division(NamedTuple):
     """Who owns what of a group."""
 
     plan: Layout  # of all its parameters, whether they have a gradient or not
     ownership: Ownership
 
 
-Member = tuple[Share, str, Tensor]  # who owns what of its group; its name; a parameter that has a state
+Member = tuple[Division, str, Tensor]  # who owns what of its group; its name; a parameter that has a state
 
 
 class Shares:
@@ -97,10 +97,10 @@ class Shares:
         ]
 
 
-def shares(groups: Groups, base: Config | None, ranks: int) -> list[Share]:
+def shares(groups: Groups, base: Config | None, ranks: int) -> list[Division]:
     """Who owns what of each group."""
     plans = [layout(templates(groups, n), at_any_rate(group, base)) for n, group in enumerate(groups)]
-    return [Share(*each) for each in zip(plans, owned(plans, ranks), strict=True)]
+    return [Division(*each) for each in zip(plans, owned(plans, ranks), strict=True)]
 
 
 def named(groups: Groups, number: int) -> dict[str, Tensor]:
