@@ -23,7 +23,7 @@ def limit_of(state: int, *, compiled: bool, device: torch.device) -> int:
     """The elements of a chunk, for a state of so many bytes: the fewer, the less memory its temporaries take, five to six times
     its size, and the more often operations are called.
 
-    Calling those of a chunk takes about 1.2 ms one by one, and 0.2 ms in graphs, which therefore get a 320th of the state, or a
+    Calling those of a chunk takes about 1.4 ms one by one, and half of that in graphs, which get a 320th of the state, or a
     240th where that is little. Without graphs it is a 200th, or a 50th: a step of blocks of 256 takes 0.92 of the time then.
     On an accelerator, which waits for the host rather than the host for it, it is a 50th without graphs, whatever that is.
     """
