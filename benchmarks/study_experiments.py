@@ -114,9 +114,9 @@ LONGER = Experiment(
     "Five times as many steps.",
     "gpt",
     [
-        *(Variant(f"AdamW, {variant.label}", variant.options) for variant in rates(ADAMW, -8, -7, -6, -5)),
-        *(Variant(f"Muon, {variant.label}", variant.options) for variant in rates(MUON, -1, 0)),
-        *(Variant(f"Shampoo, {variant.label}", variant.options) for variant in rates(DEFAULTS, -1, 0, 1, 2)),
+        *rates(ADAMW, -8, -7, -6, -5, of="AdamW"),
+        *rates(MUON, -1, 0, of="Muon"),
+        *rates(DEFAULTS, -1, 0, 1, 2, of="Shampoo"),
         setting("Shampoo, cheaper", DEFAULTS, **CHEAP),
         setting("Shampoo, beta2 0.98", DEFAULTS, beta2=0.98),
     ],
@@ -129,11 +129,11 @@ LONG_SIDES: dict[str, dict[str, Any]] = {"diagonal": {}, "full": {"long_side": "
 def thin(job: str) -> Experiment:
     base = {**DEFAULTS, "max_preconditioner_dim": 1024}  # no side is cut
     variants = [
-        setting(f"{label}, lr {HALF_OCTAVES[k]:.3g}", base, **change, lr=HALF_OCTAVES[k])
+        variant
         for label, change in LONG_SIDES.items()
-        for k in ((-1, 1, 3) if label != "none" else (1,))
+        for variant in rates({**base, **change}, *((-1, 1, 3) if label != "none" else (1,)), of=label)
     ]
-    variants += [Variant(f"AdamW, {variant.label}", variant.options) for variant in rates(ADAMW, -1, 0, 1, 2, 3)]
+    variants += rates(ADAMW, -1, 0, 1, 2, 3, of="AdamW")
     return Experiment(f"The factor of a side above 128, at least 16 times as long as the other: {job}.", job, variants)
 
 

@@ -14,7 +14,7 @@ import torch
 from torch import nn
 from torch.optim import Optimizer
 
-from benchmarks.study_settings import FRESH, HALF_OCTAVES, TUNED, Experiment, Variant, setting
+from benchmarks.study_settings import FRESH, HALF_OCTAVES, TUNED, Experiment, Variant, rates
 
 PACKAGES = ("heavyball", "pytorch_optimizer")
 
@@ -58,7 +58,7 @@ PEER_EXPERIMENTS = {
     "peers-lr": Experiment(
         "Learning rates of other packages' optimizers, on the seeds of the race.",
         "gpt",
-        [setting(f"{peer.label}, lr {HALF_OCTAVES[k]:.3g}", peer.at(k)) for peer in PEERS for k in peer.tried],
+        [variant for peer in PEERS for variant in rates(peer.options, *peer.tried, of=peer.label)],
         seeds=FRESH,
     ),
     "peers": Experiment(

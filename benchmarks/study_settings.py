@@ -49,8 +49,10 @@ def setting(label: str, base: Mapping[str, Any] = BASE, **changes: Any) -> Varia
     return Variant(label, {**base, **changes})
 
 
-def rates(kind: Mapping[str, Any], *half_octaves: int) -> list[Variant]:
-    return [setting(f"lr {HALF_OCTAVES[k]:.3g}", kind, lr=HALF_OCTAVES[k]) for k in half_octaves]
+def rates(kind: Mapping[str, Any], *half_octaves: int, of: str | None = None) -> list[Variant]:
+    """A grid of learning rates; of: what they are called the rates of, where a table has several."""
+    prefix = "" if of is None else f"{of}, "
+    return [setting(f"{prefix}lr {HALF_OCTAVES[k]:.3g}", kind, lr=HALF_OCTAVES[k]) for k in half_octaves]
 
 
 # What is cheaper by the clock: smaller blocks, roots in float32, no step with all roots at once after the first 20.
